@@ -1,0 +1,107 @@
+"""Every check that `typed` cannot express, each with a message that names the argument, its value and the remedy.
+
+Values are checked where they are known: Python numbers and concrete arrays. A traced value has none yet.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array
+
+from shortcutrl._types import Clip
+
+
+def same_dtype(**arrays: Array | np.ndarray) -> tuple[Array, ...]:
+    """Convert NumPy arrays to the dtype of the first array; refuse JAX arrays of another dtype."""
+    names, values = list(arrays), list(arrays.values())
+    dtype = jnp.asarray(values[0]).dtype
+    for name, value in zip(names[1:], values[1:], strict=True):
+        if isinstance(value, jax.Array) and value.dtype != dtype:
+            raise TypeError(
+                f"`{name}` is {value.dtype} but `{names[0]}` is {dtype}. Convert one of them, for example "
+                f"`{name}.astype({names[0]}.dtype)`."
+            )
+    return tuple(jnp.asarray(value, dtype) for value in values)
+
+
+def time_and_step(t, h, dtype) -> tuple[Array, Array]:
+    """Times `t` and steps `h` as arrays of `dtype`, with 0 <= t, 0 <= h and t + h <= 1."""
+    for name, value in {"t": t, "h": h}.items():
+        if (known := _known(value)) is not None and not 0 <= known <= 1:
+            raise ValueError(f"`{name}` must lie in [0, 1], where 0 is noise and 1 the action, got {known}.")
+    known_t, known_h = _known(t), _known(h)
+    if known_t is not None and known_h is not None and known_t + known_h > 1 + 4 * float(jnp.finfo(dtype).eps):
+        raise ValueError(
+            f"`t + h` must be at most 1, got t = {known_t} and h = {known_h}: the flow ends at 1, with the action. "
+            "Pass a smaller `h`."
+        )
+    return jnp.asarray(t, dtype), jnp.asarray(h, dtype)
+
+
+def power_of_two(name: str, value: int, *, at_least: int = 1) -> None:
+    if isinstance(value, bool) or value < at_least or value & (value - 1):
+        some = ", ".join(str(at_least * 2**i) for i in range(3))
+        raise ValueError(
+            f"`{name}` must be a power of two ({some}, ...), got {value}: step sizes halve from 1 to 1/{name}, and no "
+            "other size is trained."
+        )
+
+
+def clip_range(clip: Clip) -> None:
+    if clip is not None and not clip[0] < clip[1]:
+        raise ValueError(f"`clip` must be (low, high) with low < high, such as (-1.0, 1.0), got {clip}.")
+
+
+def unit_interval(name: str, value) -> None:
+    if (known := _known(value)) is not None and not 0 <= known <= 1:
+        raise ValueError(f"`{name}` must lie in [0, 1], got {known}.")
+
+
+def non_negative(name: str, value: float) -> None:
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"`{name}` must be finite and not negative, got {value}.")
+
+
+def aggregate_name(aggregate: str) -> None:
+    if aggregate not in ("min", "mean"):
+        raise ValueError(f"`aggregate` must be 'min' or 'mean', got {aggregate!r}.")
+
+
+def at_least_one(name: str, candidates) -> None:
+    if len(candidates) < 1:
+        raise ValueError(
+            f"`{name}` must have shape (n, action) with n at least 1, got {jnp.shape(candidates)}: one row of "
+            "noise for each candidate."
+        )
+
+
+def velocity_output(v: Array, x: Array) -> Array:
+    if jnp.shape(v) != x.shape:
+        raise ValueError(
+            f"`velocity` returned shape {jnp.shape(v)} for an action of shape {x.shape}. It must return one velocity "
+            "for one unbatched action: add the batch with `jax.vmap` around the library's function, not inside yours."
+        )
+    return v.astype(x.dtype)
+
+
+def critic_output(q: Array) -> Array:
+    if jnp.ndim(q) != 1 or q.shape[0] == 0:
+        raise ValueError(
+            f"`critic` returned shape {jnp.shape(q)}; it must return `(ensemble,)`, one estimate for each member. "
+            "For a single critic return shape (1,)."
+        )
+    return q
+
+
+def scalar(name: str, value, dtype) -> Array:
+    if jnp.shape(value) != ():
+        raise ValueError(
+            f"`{name}` must be a scalar, got shape {jnp.shape(value)}: a loss sees one transition. Use `jax.vmap` for a "
+            "batch."
+        )
+    return jnp.asarray(value, dtype)
+
+
+def _known(value) -> float | None:
+    return None if isinstance(value, Tracer) else float(value)

@@ -1,0 +1,128 @@
+"""Jumps along the flow, and the law that they obey."""
+
+import jax
+import jax.numpy as jnp
+
+from shortcutrl import _checks
+from shortcutrl._types import Action, ActionLike, Clip, Obs, ScalarLike, Velocity, typed
+
+
+@typed
+def shortcut_step(velocity: Velocity, obs: Obs, x: ActionLike, t: ScalarLike, h: ScalarLike) -> Action:
+    r"""Jump from time `t` to `t + h`: $x_{t+h} = x_t + h\, s_\theta(x_t, t, h \mid s)$.
+
+    Exact when `velocity` is the mean velocity over $[t, t + h]$ along the trajectory through `x`, for a jump of any
+    size; with the tangent (the velocity at `t` alone) it is an Euler step, whose error grows with $h^2$.
+
+    **Arguments:**
+
+    - `velocity`: `velocity(obs, x, t, h)`, the same shape as `x`. Gradients flow into it.
+    - `obs`: one observation, any pytree; passed to `velocity` untouched.
+    - `x`: where the flow is at time `t`, shape `(action,)`, float. Gradients flow through it.
+    - `t`: the time, in [0, 1]; 0 is noise, 1 the action.
+    - `h`: the size of the jump, in [0, 1 - t].
+
+    **Returns:** where the flow is at `t + h`: shape and dtype of `x`, not clipped.
+
+    **Raises:** `TypeError` for a wrong shape or dtype; `ValueError` for `t` or `h` out of range where their values are
+    known (under `jit` they are not), and for a `velocity` that returns another shape.
+
+    !!! Example
+
+        ```python
+        import jax.numpy as jnp
+        from shortcutrl import shortcut_step
+
+        # dx/dt = x, whose mean velocity over [t, t + h] is x (exp(h) - 1) / h
+        velocity = lambda obs, x, t, h: x * jnp.expm1(h) / h
+        x = shortcut_step(velocity, None, jnp.ones(2), 0.0, 1.0)
+        assert jnp.allclose(x, jnp.e)
+        ```
+
+    Source: equation 1 of shortcut models ([arXiv 2410.12557](https://arxiv.org/abs/2410.12557)).
+    """
+    (x,) = _checks.same_dtype(x=x)
+    t, h = _checks.time_and_step(t, h, x.dtype)
+    return x + h * _checks.velocity_output(velocity(obs, x, t, h), x)
+
+
+@typed
+def rollout_k(velocity: Velocity, obs: Obs, noise: ActionLike, *, k: int, clip: Clip = None) -> Action:
+    r"""Turn noise into an action by `k` equal jumps: $x_{t+h} = x_t + h\, s_\theta(x_t, t, h \mid s)$ with $h = 1/k$.
+
+    More jumps cost more and are more faithful to the flow (sequential scaling). For an exact mean velocity every `k`
+    gives the same action.
+
+    **Arguments:**
+
+    - `velocity`, `obs`: as in [`shortcut_step`][shortcutrl.shortcut_step].
+    - `noise`: a draw from the standard normal, shape `(action,)`. Gradients flow through it.
+    - `k`: the number of jumps, a power of two. Static.
+    - `clip`: `(low, high)` to clip the final action to; `None` leaves it as it is. No gradient flows where it clips.
+
+    **Returns:** the action at time 1, shape and dtype of `noise`. Gradients flow through all `k` jumps.
+
+    **Raises:** `ValueError` if `k` is not a power of two or `clip` is empty; otherwise as
+    [`shortcut_step`][shortcutrl.shortcut_step].
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from functools import partial
+        from shortcutrl import rollout_k
+
+        velocity = lambda obs, x, t, h: obs - x  # an Euler step towards `obs`
+        obs, noise = jnp.zeros((5, 3)), jnp.ones((5, 3))
+        actions = jax.vmap(partial(rollout_k, velocity, k=4, clip=(-1.0, 1.0)))(obs, noise)
+        assert jnp.allclose(actions, 0.75**4)
+        ```
+
+    Source: the sampling procedure of SORL ([arXiv 2505.22866](https://arxiv.org/abs/2505.22866)).
+    """
+    _checks.power_of_two("k", k)
+    _checks.clip_range(clip)
+    (noise,) = _checks.same_dtype(noise=noise)
+
+    def jump(x, t):
+        return shortcut_step(velocity, obs, x, t, 1 / k), None
+
+    # Unrolled as far as compile time allows: the compiler then fuses across jumps.
+    action, _ = jax.lax.scan(jump, noise, jnp.arange(k, dtype=noise.dtype) / k, unroll=min(k, 8))
+    return action if clip is None else jnp.clip(action, *clip)
+
+
+@typed
+def consistency_gap(velocity: Velocity, obs: Obs, x: ActionLike, t: ScalarLike, h: ScalarLike) -> Action:
+    r"""How far one jump of `h` lands from two jumps of `h / 2`: the law of a shortcut model, zero where it holds.
+
+    $$x_t + h\, s_\theta(x_t, t, h) - \big(x' + \tfrac h2 s_\theta(x', t + \tfrac h2, \tfrac h2)\big),
+    \qquad x' = x_t + \tfrac h2 s_\theta(x_t, t, \tfrac h2).$$
+
+    A measurement, for monitoring and tests: gradients flow through all three evaluations. To train, use
+    [`self_consistency_loss`][shortcutrl.self_consistency_loss], whose target is held fixed.
+
+    **Arguments:** as in [`shortcut_step`][shortcutrl.shortcut_step].
+
+    **Returns:** the difference of the two landing points, shape and dtype of `x`.
+
+    **Raises:** as [`shortcut_step`][shortcutrl.shortcut_step].
+
+    !!! Example
+
+        ```python
+        import jax.numpy as jnp
+        from shortcutrl import consistency_gap
+
+        tangent = lambda obs, x, t, h: x  # the tangent of dx/dt = x, not its mean velocity
+        gap = consistency_gap(tangent, None, jnp.ones(2), 0.0, 1.0)
+        assert jnp.allclose(gap, 2.0 - 1.5**2)
+        ```
+
+    Source: equation 2 of shortcut models ([arXiv 2410.12557](https://arxiv.org/abs/2410.12557)).
+    """
+    (x,) = _checks.same_dtype(x=x)
+    t, h = _checks.time_and_step(t, h, x.dtype)
+    half = h / 2
+    middle = shortcut_step(velocity, obs, x, t, half)
+    return shortcut_step(velocity, obs, x, t, h) - shortcut_step(velocity, obs, middle, t + half, half)

@@ -1,0 +1,285 @@
+"""SORL: the functions composed into one pure step, to be jitted, scanned and vmapped by its user."""
+
+import dataclasses
+from functools import partial
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import PRNGKeyArray
+
+from shortcutrl import _checks
+from shortcutrl._improve import q_loss
+from shortcutrl._select import bon_select
+from shortcutrl._shortcut import shortcut_loss
+from shortcutrl._step import rollout_k
+from shortcutrl._types import Action, Clip, Critic, Obs, Scalar, Transition, Velocity
+from shortcutrl._value import td_loss
+
+
+_PUBLISHED_OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-4))
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The hyperparameters of SORL, validated when made; the defaults are the published ones.
+
+    Hashable, so it may be a static argument of `jax.jit`.
+
+    - `num_steps`: M, the largest number of jumps that the policy learns; flow matching trains jumps of 1/M.
+    - `max_jumps`: M_BTT, the largest number of jumps that Q is maximised through, at most `num_steps`. Each update
+      draws k from 1, 2, 4, ..., `max_jumps`: once for the TD target, once for the policy's improvement.
+    - `discount`: γ, in [0, 1].
+    - `aggregate`: of the target critic's ensemble in the TD target, and of the critic's in best-of-N.
+    - `flow_matching_weight`, `self_consistency_weight`, `q_weight`: of the terms of the policy's loss. `q_weight` is
+      the one to tune for each environment (the published values are 10 to 500); 0 is behaviour cloning.
+    - `normalize_q`: whether to divide the Q loss by the batch's mean |Q|, so that `q_weight` does not depend on the
+      scale of rewards.
+    - `tau`: how far the target networks move towards the online ones at each update, in (0, 1].
+    - `clip`: the range of actions, or `None`.
+    - `optimizer`: any optax transformation, used for the policy and for the critic, each with its own state; by default
+      Adam with learning rate 1e-4 after clipping the gradient to norm 1.
+    """
+
+    num_steps: int = 8
+    max_jumps: int = 8
+    discount: float = 0.99
+    aggregate: str = "mean"
+    flow_matching_weight: float = 10.0
+    self_consistency_weight: float = 10.0
+    q_weight: float = 100.0
+    normalize_q: bool = True
+    tau: float = 0.005
+    clip: Clip = (-1.0, 1.0)
+    optimizer: optax.GradientTransformation = _PUBLISHED_OPTIMIZER
+
+    def __post_init__(self):
+        _checks.power_of_two("num_steps", self.num_steps)
+        _checks.power_of_two("max_jumps", self.max_jumps)
+        if self.max_jumps > self.num_steps:
+            raise ValueError(
+                f"`max_jumps` must be at most `num_steps` = {self.num_steps}, got {self.max_jumps}: jumps smaller than "
+                "1/num_steps are not trained."
+            )
+        _checks.unit_interval("discount", self.discount)
+        _checks.aggregate_name(self.aggregate)
+        for name in ("flow_matching_weight", "self_consistency_weight", "q_weight"):
+            _checks.non_negative(name, getattr(self, name))
+        if not 0 < self.tau <= 1:
+            raise ValueError(f"`tau` must lie in (0, 1], got {self.tau}.")
+        _checks.clip_range(self.clip)
+
+
+class State(NamedTuple):
+    """All that an update changes: the networks, their moving averages and the optimiser's states."""
+
+    policy: Any
+    critic: Any
+    target_policy: Any
+    target_critic: Any
+    policy_opt_state: optax.OptState
+    critic_opt_state: optax.OptState
+
+
+class Info(NamedTuple):
+    """What one update saw, each a scalar: the losses before weighting, the mean Q of the data, the gradients' norms."""
+
+    td: Scalar
+    q: Scalar
+    q_loss: Scalar
+    flow_matching: Scalar
+    self_consistency: Scalar
+    policy_grad_norm: Scalar
+    critic_grad_norm: Scalar
+
+
+def init(policy: Velocity, critic: Critic, *, config: Config) -> State:
+    """Start training from a `policy` and a `critic`: equinox Modules, or any pytrees that are callable.
+
+    A critic whose attribute `condition_on_k` is true is called with the number of jumps, `critic(obs, action, k=k)`.
+
+    !!! Example
+
+        ```python
+        import jax
+        from shortcutrl import nn, sorl
+
+        policy_key, critic_key = jax.random.split(jax.random.key(0))
+        policy = nn.ShortcutPolicy(3, 2, width=32, depth=2, key=policy_key)
+        critic = nn.EnsembleCritic(3, 2, width=32, depth=2, key=critic_key)
+        state = sorl.init(policy, critic, config=sorl.Config(q_weight=10.0))
+        ```
+    """
+    copy = partial(jax.tree.map, lambda x: jnp.copy(x) if eqx.is_array(x) else x)  # so that `state` can be donated
+    return State(
+        policy=policy,
+        critic=critic,
+        target_policy=copy(policy),
+        target_critic=copy(critic),
+        policy_opt_state=config.optimizer.init(eqx.filter(policy, eqx.is_inexact_array)),
+        critic_opt_state=config.optimizer.init(eqx.filter(critic, eqx.is_inexact_array)),
+    )
+
+
+def update(state: State, batch: Transition, *, config: Config, key: PRNGKeyArray) -> tuple[State, Info]:
+    r"""One step of SORL on one batch: the critic by TD, then the policy, then both target networks.
+
+    The policy minimises $w_1 L_\text{flow matching} + w_2 L_\text{self-consistency} + w_3 L_Q$ against the updated
+    critic. Pure and not jitted: wrap it in `jax.jit`, scan it over steps, vmap it over seeds (there `lax.switch` over k
+    becomes a select, which computes every branch).
+
+    **Arguments:**
+
+    - `state`: from [`init`][shortcutrl.sorl.init] or the update before.
+    - `batch`: a [`Transition`][shortcutrl.Transition] with one leading axis.
+    - `config`: static.
+    - `key`: a JAX random key, a new one for each update.
+
+    **Returns:** the new state and [`Info`][shortcutrl.sorl.Info].
+
+    **Raises:** as the functions that it is made of.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from functools import partial
+        from shortcutrl import Transition, nn, sorl
+
+        policy_key, critic_key, key = jax.random.split(jax.random.key(0), 3)
+        config = sorl.Config(num_steps=2, max_jumps=2)
+        state = sorl.init(
+            nn.ShortcutPolicy(3, 2, width=32, depth=2, key=policy_key),
+            nn.EnsembleCritic(3, 2, width=32, depth=2, key=critic_key),
+            config=config,
+        )
+        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
+        state, info = jax.jit(partial(sorl.update, config=config))(state, batch, key=key)
+        ```
+
+    Source: algorithm 1 of SORL ([arXiv 2505.22866](https://arxiv.org/abs/2505.22866)).
+    """
+    critic_key, policy_key = jax.random.split(key)
+    critic, critic_opt_state, td, td_info, critic_norm = _update_critic(state, batch, config, critic_key)
+    policy, policy_opt_state, q, shortcut, policy_norm = _update_policy(state, critic, batch, config, policy_key)
+    new_state = State(
+        policy=policy,
+        critic=critic,
+        target_policy=_average(policy, state.target_policy, config.tau),
+        target_critic=_average(critic, state.target_critic, config.tau),
+        policy_opt_state=policy_opt_state,
+        critic_opt_state=critic_opt_state,
+    )
+    info = Info(
+        td=td,
+        q=td_info.q.mean(),
+        q_loss=q,
+        flow_matching=shortcut.flow_matching.mean(),
+        self_consistency=shortcut.self_consistency.mean(),
+        policy_grad_norm=policy_norm,
+        critic_grad_norm=critic_norm,
+    )
+    return new_state, info
+
+
+def act(
+    policy: Velocity,
+    critic: Critic,
+    obs: Obs,
+    *,
+    k: int,
+    n: int = 1,
+    config: Config,
+    action_size: int,
+    key: PRNGKeyArray,
+) -> Action:
+    """Act by the best of `n` candidates of `k` jumps each, drawn with `key`: unbatched, to be vmapped and jitted."""
+    noise = jax.random.normal(key, (n, action_size))
+    if n == 1:
+        return rollout_k(policy, obs, noise[0], k=k, clip=config.clip)
+    critic = _seeing(critic, k)
+    return bon_select(policy, critic, obs, noise, k=k, aggregate=config.aggregate, clip=config.clip)[0]
+
+
+def _update_critic(state: State, batch: Transition, config: Config, key: PRNGKeyArray):
+    k_key, noise_key = jax.random.split(key)
+    noise = jax.random.normal(noise_key, batch.action.shape, batch.action.dtype)
+
+    def loss(critic, k):
+        each = partial(
+            td_loss,
+            _seeing(critic, k),
+            _seeing(state.target_critic, k),
+            state.policy,
+            k=k,
+            discount=config.discount,
+            aggregate=config.aggregate,
+            clip=config.clip,
+        )
+        losses, info = jax.vmap(each)(batch, noise)
+        return losses.mean(), info
+
+    (td, info), grads = _grad_for_drawn_k(loss, state.critic, config, k_key)
+    critic, opt_state, norm = _apply(grads, state.critic, state.critic_opt_state, config)
+    return critic, opt_state, td, info, norm
+
+
+def _update_policy(state: State, critic: Critic, batch: Transition, config: Config, key: PRNGKeyArray):
+    k_key, noise_key, shortcut_key = jax.random.split(key, 3)
+    noise = jax.random.normal(noise_key, batch.action.shape, batch.action.dtype)
+
+    def improvement(policy, k):
+        each = partial(q_loss, policy, _seeing(critic, k), k=k, clip=config.clip)
+        losses, info = jax.vmap(each)(batch.obs, noise)
+        scale = jax.lax.stop_gradient(jnp.abs(info.q).mean()) if config.normalize_q else 1.0
+        return config.q_weight * losses.mean() / scale, losses.mean()
+
+    def regularisation(policy):
+        each = partial(
+            shortcut_loss,
+            policy,
+            state.target_policy,
+            num_steps=config.num_steps,
+            flow_matching_weight=config.flow_matching_weight,
+            self_consistency_weight=config.self_consistency_weight,
+        )
+        keys = jax.random.split(shortcut_key, len(batch.action))
+        losses, info = jax.vmap(lambda obs, action, key: each(obs, action, key=key))(batch.obs, batch.action, keys)
+        return losses.mean(), info
+
+    grads, info = eqx.filter_grad(regularisation, has_aux=True)(state.policy)
+    (_, q), q_grads = _grad_for_drawn_k(improvement, state.policy, config, k_key)
+    grads = jax.tree.map(jnp.add, grads, q_grads)
+    policy, opt_state, norm = _apply(grads, state.policy, state.policy_opt_state, config)
+    return policy, opt_state, q, info, norm
+
+
+def _grad_for_drawn_k(loss, model, config: Config, key: PRNGKeyArray):
+    """Value and gradient of `loss(model, k)` for one k drawn from 1, 2, 4, ..., `max_jumps`.
+
+    Differentiated inside the branches: differentiating through the switch would carry every branch's residuals.
+    """
+    ks = [2**i for i in range(config.max_jumps.bit_length())]
+    params, static = eqx.partition(model, eqx.is_inexact_array)
+
+    def branch(k):
+        return jax.value_and_grad(lambda params: loss(eqx.combine(params, static), k), has_aux=True)
+
+    return jax.lax.switch(jax.random.randint(key, (), 0, len(ks)), [branch(k) for k in ks], params)
+
+
+def _apply(grads, model, opt_state, config: Config):
+    updates, opt_state = config.optimizer.update(grads, opt_state, eqx.filter(model, eqx.is_inexact_array))
+    return eqx.apply_updates(model, updates), opt_state, optax.global_norm(grads)
+
+
+def _average(online, target, tau: float):
+    new, static = eqx.partition(online, eqx.is_inexact_array)
+    old = eqx.filter(target, eqx.is_inexact_array)
+    return eqx.combine(optax.incremental_update(new, old, tau), static)
+
+
+def _seeing(critic, k: int) -> Critic:
+    return partial(critic, k=k) if getattr(critic, "condition_on_k", False) else critic
