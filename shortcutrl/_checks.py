@@ -97,8 +97,8 @@ def critic_output(q: Array) -> Array:
 def scalar(name: str, value, dtype) -> Array:
     if jnp.shape(value) != ():
         raise ValueError(
-            f"`{name}` must be a scalar, got shape {jnp.shape(value)}: a loss sees one transition. Use `jax.vmap` for a "
-            "batch."
+            f"`{name}` must be a scalar, got shape {jnp.shape(value)}: a loss sees one transition. "
+            "Use `jax.vmap` for a batch."
         )
     return jnp.asarray(value, dtype)
 

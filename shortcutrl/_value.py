@@ -39,9 +39,9 @@ def td_target(
 ) -> Scalar:
     r"""The value to regress Q on: $y = r + \gamma\, m\, \operatorname{agg}_i Q_{\bar\phi_i}(s', a')$.
 
-    The next action $a'$ is made by `k` jumps at $s'$. One sample of the Bellman target of the policy that takes `k` jumps. Biased where `target_critic` is; with
-    `aggregate="min"` low on purpose, against overestimation. **No gradient flows out of it**: not into the policy that
-    chose $a'$, not into the target critic.
+    The next action $a'$ is made by `k` jumps at $s'$. One sample of the Bellman target of the policy that takes `k`
+    jumps. Biased where `target_critic` is; with `aggregate="min"` low on purpose, against overestimation. **No gradient
+    flows out of it**: not into the policy that chose $a'$, not into the target critic.
 
     **Arguments:**
 

@@ -12,12 +12,9 @@ from jaxtyping import PRNGKeyArray
 
 from shortcutrl import _checks
 from shortcutrl._improve import q_loss
-from shortcutrl._select import bon_select
 from shortcutrl._shortcut import shortcut_loss
-from shortcutrl._step import rollout_k
-from shortcutrl._types import Action, Clip, Critic, Obs, Scalar, Transition, Velocity
+from shortcutrl._types import Clip, Critic, Scalar, Transition, Velocity
 from shortcutrl._value import td_loss
-
 
 _PUBLISHED_OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-4))
 
@@ -182,25 +179,6 @@ def update(state: State, batch: Transition, *, config: Config, key: PRNGKeyArray
         critic_grad_norm=critic_norm,
     )
     return new_state, info
-
-
-def act(
-    policy: Velocity,
-    critic: Critic,
-    obs: Obs,
-    *,
-    k: int,
-    n: int = 1,
-    config: Config,
-    action_size: int,
-    key: PRNGKeyArray,
-) -> Action:
-    """Act by the best of `n` candidates of `k` jumps each, drawn with `key`: unbatched, to be vmapped and jitted."""
-    noise = jax.random.normal(key, (n, action_size))
-    if n == 1:
-        return rollout_k(policy, obs, noise[0], k=k, clip=config.clip)
-    critic = _seeing(critic, k)
-    return bon_select(policy, critic, obs, noise, k=k, aggregate=config.aggregate, clip=config.clip)[0]
 
 
 def _update_critic(state: State, batch: Transition, config: Config, key: PRNGKeyArray):

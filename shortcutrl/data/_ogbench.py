@@ -1,0 +1,126 @@
+"""From the name of an OGBench single-task environment to its dataset on the device."""
+
+import os
+import socket
+import zipfile
+import zlib
+from collections.abc import Callable
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlparse
+
+import gymnasium
+import ogbench
+import ogbench.utils
+
+from shortcutrl._types import Transition
+from shortcutrl.data._generate import CAN_GENERATE, generate
+from shortcutrl.data._transitions import transitions
+
+DEFAULT_FOLDER = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "shortcutrl"
+
+
+class Task(NamedTuple):
+    """An OGBench single-task problem: its `dataset`, and `make_env()` for the environment to evaluate in."""
+
+    dataset: Transition
+    make_env: Callable[[], gymnasium.Env]
+    path: Path
+
+
+def load_ogbench(
+    name: str,
+    *,
+    folder: str | os.PathLike[str] = DEFAULT_FOLDER,
+    episodes: int = 1000,
+    seed: int = 0,
+    progress: bool = True,
+) -> Task:
+    """Load an OGBench single-task dataset by name, such as `"scene-play-singletask-task1-v0"`.
+
+    Uses OGBench's own file where it has been downloaded, downloads it where its host can be reached, and otherwise
+    makes a dataset of `episodes` episodes on the spot, with OGBench's scripted oracles where they exist
+    ([`generate`][shortcutrl.data.generate]). Files are kept in `folder` and used again.
+
+    **Arguments:**
+
+    - `name`: an OGBench dataset name with `singletask`.
+    - `folder`: where datasets are kept; by default `~/.cache/shortcutrl`.
+    - `episodes`, `seed`: of a dataset that is made on the spot.
+    - `progress`: whether to show progress bars.
+
+    **Returns:** the [`Task`][shortcutrl.data.Task].
+
+    **Raises:** `ValueError` for an unknown `name`, a file that cannot be read as a dataset, or bad values in it;
+    `OSError` if `folder` cannot be written, or if the dataset can be neither downloaded nor made.
+    """
+    env_name, dataset_name = _split(name)
+    path = _find(dataset_name, Path(folder).expanduser(), episodes, seed, progress)
+    try:
+        _, arrays, _ = ogbench.make_env_and_datasets(name, dataset_path=str(path))
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, OSError) as error:
+        raise ValueError(
+            f"{path} cannot be read as an OGBench dataset ({type(error).__name__}: {error}). Delete it and its "
+            "-val.npz, then run again to get it anew."
+        ) from error
+    dataset = transitions(
+        obs=arrays["observations"],
+        action=arrays["actions"],
+        reward=arrays["rewards"],
+        mask=arrays["masks"],
+        next_obs=arrays["next_observations"],
+    )
+    return Task(dataset, partial(_make_env, env_name), path)
+
+
+def _make_env(env_name: str) -> gymnasium.Env:
+    import ogbench  # noqa: F401  (registers the environments, in a worker process too)
+
+    return gymnasium.make(env_name)
+
+
+def _split(name: str) -> tuple[str, str]:
+    """The names of the environment and of its dataset, which all tasks of an environment share."""
+    words = name.split("-")
+    if "singletask" in words[2:]:
+        at = words.index("singletask")
+        env_name = "-".join(words[: at - 1] + words[at:])
+        if env_name in gymnasium.registry:
+            return env_name, "-".join(words[:at] + words[-1:])
+    known = {_with_type(env_id) for env_id in gymnasium.registry if "-singletask" in env_id}
+    close = get_close_matches(name, known, n=3)
+    hint = (
+        f"did you mean {' or '.join(map(repr, close))}?" if close else "see the list of datasets in OGBench's README."
+    )
+    raise ValueError(f"`name` must be an OGBench single-task dataset, got {name!r}; {hint}")
+
+
+def _with_type(env_id: str) -> str:
+    kind = "navigate" if "maze" in env_id or "soccer" in env_id else "play"
+    return env_id.replace("-singletask", f"-{kind}-singletask")
+
+
+def _find(dataset_name: str, folder: Path, episodes: int, seed: int, progress: bool) -> Path:
+    downloaded = Path(ogbench.utils.DEFAULT_DATASET_DIR).expanduser()
+    for path in (downloaded / f"{dataset_name}.npz", folder / f"{dataset_name}-{episodes}-episodes-seed-{seed}.npz"):
+        if path.exists() and path.with_name(f"{path.stem}-val.npz").exists():
+            return path
+    if _reachable(ogbench.utils.DATASET_URL):
+        ogbench.download_datasets([dataset_name])
+        return downloaded / f"{dataset_name}.npz"
+    if dataset_name not in CAN_GENERATE:
+        raise OSError(
+            f"the host of OGBench's datasets cannot be reached, and {dataset_name} cannot be made on the spot. "
+            f"Put {dataset_name}.npz and {dataset_name}-val.npz from {ogbench.utils.DATASET_URL} into {downloaded}."
+        )
+    return generate(dataset_name, path, episodes=episodes, seed=seed, progress=progress)
+
+
+def _reachable(url: str, timeout: float = 5.0) -> bool:
+    try:
+        with socket.create_connection((urlparse(url).hostname, 443), timeout):
+            return True
+    except OSError:
+        return False
