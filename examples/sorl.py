@@ -49,6 +49,7 @@ class Args:
     max_jumps: int = 8  # M_BTT, the largest number of jumps that Q is maximised through
     discount: float = 0.99  # gamma
     tau: float = 0.02  # how far the target networks move at each update
+    n_step: int = 5  # rewards that the TD target sums up before it asks the critic
     aggregate: Literal["min", "mean"] = "mean"  # of the ensemble of critics
 
     k: int = 4  # jumps to act with, the headline of the table
@@ -68,9 +69,12 @@ PRESETS = {
         decay=False,
         q_weight=100.0,  # for scene; 10 for cube-single, 50 for cube-double, 100 to 500 for the mazes
         tau=0.005,
+        n_step=1,
         data_episodes=1_000,
     ),
-    "smoke": Args(data_episodes=1, updates=20, width=32, depth=1, num_steps=2, max_jumps=2, k=2, episodes=1, num_envs=1),
+    "smoke": Args(
+        data_episodes=1, updates=20, width=32, depth=1, num_steps=2, max_jumps=2, k=2, episodes=1, num_envs=1
+    ),
 }
 
 
@@ -164,7 +168,8 @@ def main() -> None:
     try:
         args.out.mkdir(parents=True, exist_ok=True)
         task = data.load_ogbench(args.env, episodes=args.data_episodes)
-        state, history = train(args, task.dataset)
+        dataset = data.n_step(task.dataset, task.episode_end, n=args.n_step, discount=args.discount)
+        state, history = train(args, dataset)
         (args.out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history))
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(args.out.absolute() / "checkpoint", state, force=True)

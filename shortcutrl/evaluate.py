@@ -89,10 +89,11 @@ def evaluate(
             obs, reward, terminated, truncated, info = envs.step(np.asarray(_act(act, obs, keys)))
             returns[current] += reward[playing]
             lengths[current] += 1
-            ended = playing & (terminated | truncated)
+            ended = terminated | truncated
             if ended.any():
-                success[episode[ended]] = np.asarray(info.get("success", np.zeros(envs.num_envs)))[ended]
-                bar.update(int(ended.sum()))
+                finished = ended & playing
+                success[episode[finished]] = np.asarray(info.get("success", np.zeros(envs.num_envs)))[finished]
+                bar.update(int(finished.sum()))
                 episode[ended] = started + np.arange(ended.sum())
                 started += int(ended.sum())
                 seeds = [seed + int(i) for i in episode]

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import tempfile
+import warnings
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,7 @@ def _start_worker(dataset: str, episode_steps: int) -> None:
     from ogbench.manipspace.oracles.plan.drawer_plan import DrawerPlanOracle
     from ogbench.manipspace.oracles.plan.window_plan import WindowPlanOracle
 
+    warnings.filterwarnings("ignore", message=".*precision lowered by casting.*")  # of OGBench's action space
     name = dataset.removesuffix("-play-v0")
     env = gymnasium.make(f"{name}-v0", terminate_at_goal=False, mode="data_collection", max_episode_steps=episode_steps)
     noise: dict[str, Any] = {"env": env, "noise": 0.1, "noise_smoothing": 0.5}

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import NamedTuple
 from urllib.parse import urlparse
 
 import gymnasium
+import numpy as np
 import ogbench
 import ogbench.utils
 
@@ -23,9 +25,16 @@ DEFAULT_FOLDER = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
 
 
 class Task(NamedTuple):
-    """An OGBench single-task problem: its `dataset`, and `make_env()` for the environment to evaluate in."""
+    """An OGBench single-task problem.
+
+    - `dataset`: its transitions, with one leading axis, in the order in which they happened.
+    - `episode_end`: whether each is the last of its episode in the data.
+    - `make_env`: makes the environment to evaluate in.
+    - `path`: the file that the dataset came from.
+    """
 
     dataset: Transition
+    episode_end: np.ndarray
     make_env: Callable[[], gymnasium.Env]
     path: Path
 
@@ -59,7 +68,9 @@ def load_ogbench(
     env_name, dataset_name = _split(name)
     path = _find(dataset_name, Path(folder).expanduser(), episodes, seed, progress)
     try:
-        _, arrays, _ = ogbench.make_env_and_datasets(name, dataset_path=str(path))
+        arrays, _ = ogbench.make_env_and_datasets(
+            name, dataset_path=str(path), dataset_only=True, cur_env=_make_env(env_name)
+        )
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, OSError) as error:
         raise ValueError(
             f"{path} cannot be read as an OGBench dataset ({type(error).__name__}: {error}). Delete it and its "
@@ -72,34 +83,30 @@ def load_ogbench(
         mask=arrays["masks"],
         next_obs=arrays["next_observations"],
     )
-    return Task(dataset, partial(_make_env, env_name), path)
+    return Task(dataset, arrays["terminals"].astype(bool), partial(_make_env, env_name), path)
 
 
 def _make_env(env_name: str) -> gymnasium.Env:
-    import ogbench  # noqa: F401  (registers the environments, in a worker process too)
-
+    warnings.filterwarnings("ignore", message=".*precision lowered by casting.*")  # of OGBench's action space
     return gymnasium.make(env_name)
 
 
 def _split(name: str) -> tuple[str, str]:
     """The names of the environment and of its dataset, which all tasks of an environment share."""
-    words = name.split("-")
-    if "singletask" in words[2:]:
-        at = words.index("singletask")
-        env_name = "-".join(words[: at - 1] + words[at:])
-        if env_name in gymnasium.registry:
-            return env_name, "-".join(words[:at] + words[-1:])
-    known = {_with_type(env_id) for env_id in gymnasium.registry if "-singletask" in env_id}
+    known = {}
+    for env_name in gymnasium.registry:
+        scene, singletask, task = env_name.partition("-singletask")
+        locomotion = "maze" in scene or "soccer" in scene
+        for kind in ("navigate", "stitch", "explore") if locomotion else ("play", "noisy"):
+            if singletask:
+                known[f"{scene}-{kind}{singletask}{task}"] = env_name, f"{scene}-{kind}-{env_name.split('-')[-1]}"
+    if name in known:
+        return known[name]
     close = get_close_matches(name, known, n=3)
     hint = (
         f"did you mean {' or '.join(map(repr, close))}?" if close else "see the list of datasets in OGBench's README."
     )
     raise ValueError(f"`name` must be an OGBench single-task dataset, got {name!r}; {hint}")
-
-
-def _with_type(env_id: str) -> str:
-    kind = "navigate" if "maze" in env_id or "soccer" in env_id else "play"
-    return env_id.replace("-singletask", f"-{kind}-singletask")
 
 
 def _find(dataset_name: str, folder: Path, episodes: int, seed: int, progress: bool) -> Path:
