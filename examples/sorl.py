@@ -24,6 +24,7 @@ from shortcutrl.evaluate import Evaluation, evaluate, vector_env
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +58,32 @@ class Args:
     episodes: int = 50  # episodes to evaluate each cell of the table on
     num_envs: int = 4  # environments to evaluate in at once, each in a process of its own
 
+    def check(self) -> None:
+        """Find out before hours of work what would fail after them."""
+        for name in ("data_episodes", "updates", "updates_per_dispatch", "batch_size", "n", "episodes", "num_envs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.k not in self.jumps:
+            raise ValueError(f"`k` must be a power of two up to `num_steps` = {self.num_steps}, got {self.k}.")
+
+    @property
+    def jumps(self) -> list[int]:
+        return [2**i for i in range(self.num_steps.bit_length())]
+
+    @property
+    def config(self) -> sorl.Config:
+        decaying = optax.cosine_decay_schedule(self.learning_rate, self.updates)
+        adam = optax.adam(decaying if self.decay else self.learning_rate)
+        return sorl.Config(
+            num_steps=self.num_steps,
+            max_jumps=self.max_jumps,
+            q_weight=self.q_weight,
+            discount=self.discount,
+            tau=self.tau,
+            aggregate=self.aggregate,
+            optimizer=optax.chain(optax.clip_by_global_norm(1.0), adam),
+        )
+
 
 PRESETS = {
     "laptop": Args(),
@@ -84,16 +111,7 @@ def act(policy, critic, obs, *, k: int, n: int, action_size: int, key):
 
 
 def train(args: Args, dataset: Transition) -> tuple[sorl.State, list[dict[str, float]]]:
-    learning_rate = optax.cosine_decay_schedule(args.learning_rate, args.updates) if args.decay else args.learning_rate
-    config = sorl.Config(
-        num_steps=args.num_steps,
-        max_jumps=args.max_jumps,
-        q_weight=args.q_weight,
-        discount=args.discount,
-        tau=args.tau,
-        aggregate=args.aggregate,
-        optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(learning_rate)),
-    )
+    config = args.config
     policy_key, critic_key, key = jax.random.split(jax.random.key(args.seed), 3)
     sizes = dataset.obs.shape[-1], dataset.action.shape[-1]
     policy = nn.ShortcutPolicy(*sizes, width=args.width, depth=args.depth, key=policy_key)
@@ -124,8 +142,7 @@ def train(args: Args, dataset: Transition) -> tuple[sorl.State, list[dict[str, f
 def evaluate_table(args: Args, state: sorl.State, task: data.Task) -> dict[tuple[int, int], Evaluation]:
     """Success for every number of jumps and of candidates, from the same starts."""
     table = {}
-    ks = [2**i for i in range(args.num_steps.bit_length())]
-    cells = [(k, n) for n in sorted({1, 8, args.n}) for k in sorted({*ks, args.k})]
+    cells = [(k, n) for n in sorted({1, 8, args.n}) for k in args.jumps]
     with vector_env(task.make_env, args.num_envs) as envs:
         for k, n in tqdm(cells, desc="evaluating", unit="cell"):
             actor = eqx.Partial(act, state.policy, state.critic, k=k, n=n, action_size=task.dataset.action.shape[-1])
@@ -133,7 +150,7 @@ def evaluate_table(args: Args, state: sorl.State, task: data.Task) -> dict[tuple
     return table
 
 
-def draw(args: Args, history: list[dict[str, float]], table: dict[tuple[int, int], Evaluation]) -> plt.Figure:
+def draw(args: Args, history: list[dict[str, float]], table: dict[tuple[int, int], Evaluation]) -> Figure:
     figure, axes = plt.subplots(1, 4, figsize=(16, 3.6), layout="constrained")
     updates = [row["updates"] for row in history]
     for axis, names in zip(axes, [["td"], ["q"], ["flow_matching", "self_consistency"]], strict=False):
@@ -166,6 +183,7 @@ def main() -> None:
     args = tyro.cli(Args, description=__doc__)
     args = tyro.cli(Args, description=__doc__, default=PRESETS[args.preset])  # what is given still wins
     try:
+        args.check()
         args.out.mkdir(parents=True, exist_ok=True)
         task = data.load_ogbench(args.env, episodes=args.data_episodes)
         dataset = data.n_step(task.dataset, task.episode_end, n=args.n_step, discount=args.discount)

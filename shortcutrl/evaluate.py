@@ -8,7 +8,7 @@ import equinox as eqx
 import gymnasium
 import jax
 import numpy as np
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from scipy.stats import binomtest
 from tqdm import tqdm
 
@@ -33,7 +33,7 @@ class Evaluation(NamedTuple):
 
 
 @contextmanager
-def vector_env(make_env: Callable[[], gymnasium.Env], num_envs: int) -> Iterator[VectorEnv]:
+def vector_env(make_env: Callable[[], gymnasium.Env], num_envs: int) -> Iterator[AsyncVectorEnv]:
     """Open `num_envs` environments, each in a process of its own, for [`evaluate`][shortcutrl.evaluate.evaluate].
 
     The processes are spawned, so a script that calls this needs the `if __name__ == "__main__":` guard.
@@ -49,7 +49,7 @@ def vector_env(make_env: Callable[[], gymnasium.Env], num_envs: int) -> Iterator
 
 def evaluate(
     act: Callable[..., Any],
-    envs: VectorEnv,
+    envs: AsyncVectorEnv | SyncVectorEnv,
     *,
     episodes: int,
     seed: int = 0,
@@ -96,7 +96,7 @@ def evaluate(
                 bar.update(int(finished.sum()))
                 episode[ended] = started + np.arange(ended.sum())
                 started += int(ended.sum())
-                seeds = [seed + int(i) for i in episode]
+                seeds: list[int | None] = [seed + int(i) for i in episode]
                 obs, _ = envs.reset(seed=seeds, options={"reset_mask": ended})
     return Evaluation(success, returns, lengths)
 

@@ -16,6 +16,8 @@ import gymnasium
 import numpy as np
 import ogbench
 import ogbench.utils
+from ogbench.relabel_utils import relabel_dataset
+from ogbench.utils import load_dataset
 
 from shortcutrl._types import Transition
 from shortcutrl.data._generate import CAN_GENERATE, generate
@@ -68,9 +70,8 @@ def load_ogbench(
     env_name, dataset_name = _split(name)
     path = _find(dataset_name, Path(folder).expanduser(), episodes, seed, progress)
     try:
-        arrays, _ = ogbench.make_env_and_datasets(
-            name, dataset_path=str(path), dataset_only=True, cur_env=_make_env(env_name)
-        )
+        arrays = load_dataset(str(path), add_info=True)
+        relabel_dataset(env_name, _make_env(env_name), arrays)
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, OSError) as error:
         raise ValueError(
             f"{path} cannot be read as an OGBench dataset ({type(error).__name__}: {error}). Delete it and its "
