@@ -20,7 +20,7 @@ import tyro
 from tqdm import tqdm
 
 from shortcutrl import Transition, bon_select, data, nn, sorl
-from shortcutrl.evaluate import Evaluation, evaluate, vector_env
+from shortcutrl.evaluate import ChunkedActions, Evaluation, evaluate, vector_env
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -50,7 +50,7 @@ class Args:
     max_jumps: int = 8  # M_BTT, the largest number of jumps that Q is maximised through
     discount: float = 0.99  # gamma
     tau: float = 0.02  # how far the target networks move at each update
-    n_step: int = 5  # rewards that the TD target sums up before it asks the critic
+    chunk: int = 5  # actions that the policy decides on at once, and then carries out
     aggregate: Literal["min", "mean"] = "mean"  # of the ensemble of critics
 
     k: int = 4  # jumps to act with, the headline of the table
@@ -58,23 +58,20 @@ class Args:
     episodes: int = 50  # episodes to evaluate each cell of the table on
     num_envs: int = 4  # environments to evaluate in at once, each in a process of its own
 
-    def check(self) -> None:
-        """Find out before hours of work what would fail after them."""
+    @property
+    def jumps(self) -> list[int]:
+        return [2**i for i in range(self.num_steps.bit_length())]
+
+    def check(self) -> sorl.Config:
+        """The training's configuration; finds out before hours of work what would fail after them."""
         for name in ("data_episodes", "updates", "updates_per_dispatch", "batch_size", "n", "episodes", "num_envs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if self.k not in self.jumps:
             raise ValueError(f"`k` must be a power of two up to `num_steps` = {self.num_steps}, got {self.k}.")
-
-    @property
-    def jumps(self) -> list[int]:
-        return [2**i for i in range(self.num_steps.bit_length())]
-
-    @property
-    def config(self) -> sorl.Config:
         decaying = optax.cosine_decay_schedule(self.learning_rate, self.updates)
         adam = optax.adam(decaying if self.decay else self.learning_rate)
-        return sorl.Config(
+        return sorl.Config(  # checks the rest
             num_steps=self.num_steps,
             max_jumps=self.max_jumps,
             q_weight=self.q_weight,
@@ -96,7 +93,7 @@ PRESETS = {
         decay=False,
         q_weight=100.0,  # for scene; 10 for cube-single, 50 for cube-double, 100 to 500 for the mazes
         tau=0.005,
-        n_step=1,
+        chunk=1,
         data_episodes=1_000,
     ),
     "smoke": Args(
@@ -110,8 +107,7 @@ def act(policy, critic, obs, *, k: int, n: int, action_size: int, key):
     return bon_select(policy, critic, obs, noise, k=k, clip=(-1.0, 1.0))[0]
 
 
-def train(args: Args, dataset: Transition) -> tuple[sorl.State, list[dict[str, float]]]:
-    config = args.config
+def train(args: Args, config: sorl.Config, dataset: Transition) -> tuple[sorl.State, list[dict[str, float]]]:
     policy_key, critic_key, key = jax.random.split(jax.random.key(args.seed), 3)
     sizes = dataset.obs.shape[-1], dataset.action.shape[-1]
     policy = nn.ShortcutPolicy(*sizes, width=args.width, depth=args.depth, key=policy_key)
@@ -141,11 +137,12 @@ def train(args: Args, dataset: Transition) -> tuple[sorl.State, list[dict[str, f
 
 def evaluate_table(args: Args, state: sorl.State, task: data.Task) -> dict[tuple[int, int], Evaluation]:
     """Success for every number of jumps and of candidates, from the same starts."""
-    table = {}
+    table, make_env, length = {}, task.make_env, args.chunk
+    action_size = length * task.dataset.action.shape[-1]
     cells = [(k, n) for n in sorted({1, 8, args.n}) for k in args.jumps]
-    with vector_env(task.make_env, args.num_envs) as envs:
+    with vector_env(lambda: ChunkedActions(make_env(), length), args.num_envs) as envs:
         for k, n in tqdm(cells, desc="evaluating", unit="cell"):
-            actor = eqx.Partial(act, state.policy, state.critic, k=k, n=n, action_size=task.dataset.action.shape[-1])
+            actor = eqx.Partial(act, state.policy, state.critic, k=k, n=n, action_size=action_size)
             table[k, n] = evaluate(actor, envs, episodes=args.episodes)
     return table
 
@@ -183,11 +180,11 @@ def main() -> None:
     args = tyro.cli(Args, description=__doc__)
     args = tyro.cli(Args, description=__doc__, default=PRESETS[args.preset])  # what is given still wins
     try:
-        args.check()
+        config = args.check()
         args.out.mkdir(parents=True, exist_ok=True)
         task = data.load_ogbench(args.env, episodes=args.data_episodes)
-        dataset = data.n_step(task.dataset, task.episode_end, n=args.n_step, discount=args.discount)
-        state, history = train(args, dataset)
+        dataset = data.chunk(task.dataset, task.episode_end, length=args.chunk, discount=args.discount)
+        state, history = train(args, config, dataset)
         (args.out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history))
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(args.out.absolute() / "checkpoint", state, force=True)

@@ -32,6 +32,33 @@ class Evaluation(NamedTuple):
         return float(low), float(high)
 
 
+class ChunkedActions(gymnasium.Wrapper):
+    """Carry out `length` actions for each decision: for policies trained on [`data.chunk`][shortcutrl.data.chunk].
+
+    One step takes the actions one after the other, until the episode ends; its reward is their sum.
+    """
+
+    def __init__(self, env: gymnasium.Env, length: int):
+        super().__init__(env)
+        space = env.action_space
+        if not (isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1):
+            raise ValueError(f"`env` must have a flat Box as its action space, got {space}.")
+        self.length = length
+        low, high = np.tile(space.low, length), np.tile(space.high, length)
+        self.action_space = gymnasium.spaces.Box(low, high, dtype=space.dtype.type)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        first, *rest = np.split(action, self.length)
+        obs, reward, terminated, truncated, info = self.env.step(first)
+        total = float(reward)
+        for each in rest:
+            if terminated or truncated:
+                break
+            obs, reward, terminated, truncated, info = self.env.step(each)
+            total += float(reward)
+        return obs, total, terminated, truncated, info
+
+
 @contextmanager
 def vector_env(make_env: Callable[[], gymnasium.Env], num_envs: int) -> Iterator[AsyncVectorEnv]:
     """Open `num_envs` environments, each in a process of its own, for [`evaluate`][shortcutrl.evaluate.evaluate].

@@ -101,6 +101,12 @@ def test_n_step_refuses_less_than_one():
         data.n_step(dataset, np.array([False, False, False, True]), n=0, discount=0.9)
 
 
+def test_chunk_refuses_less_than_one():
+    dataset = data.transitions(**fields())
+    with pytest.raises(ValueError, match="`length` must be at least 1, got 0"):
+        data.chunk(dataset, np.array([False, False, False, True]), length=0, discount=0.9)
+
+
 def test_samples_are_whole_transitions_drawn_evenly():
     size = 5
     count = np.arange(size, dtype=float)
@@ -117,3 +123,29 @@ def test_samples_are_whole_transitions_drawn_evenly():
 def test_a_batch_of_nothing_is_refused():
     with pytest.raises(ValueError, match="`batch_size` must be at least 1, got 0"):
         data.sample(data.transitions(**fields()), jax.random.key(0), batch_size=0)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 7), min_size=1, max_size=4),
+    length=st.integers(1, 4),
+    seed=st.integers(0, 2**31 - 1),
+)
+def test_chunks_are_their_definition(lengths, length, seed):
+    rng, size = np.random.default_rng(seed), sum(lengths)
+    ends = np.cumsum(lengths)
+    episode_end = np.zeros(size, bool)
+    episode_end[ends - 1] = True
+    arrays = fields(size, reward=rng.normal(size=size), mask=rng.integers(0, 2, size).astype(float))
+    dataset = Transition(**{name: jnp.asarray(values) for name, values in arrays.items()})
+    starts = [i for i in range(size) if i + length <= ends[ends > i][0]]
+    if not starts:
+        with pytest.raises(ValueError, match=f"`length` must be at most .*, got {length}"):
+            data.chunk(dataset, episode_end, length=length, discount=0.9)
+        return
+    chunks = data.chunk(dataset, episode_end, length=length, discount=0.9)
+    expected = np.stack([arrays["action"][i : i + length].reshape(-1) for i in starts])
+    np.testing.assert_array_equal(chunks.action, expected)
+    np.testing.assert_array_equal(chunks.obs, arrays["obs"][starts])
+    ahead = data.n_step(dataset, episode_end, n=length, discount=0.9)
+    for name in ("reward", "mask", "next_obs"):
+        np.testing.assert_array_equal(getattr(chunks, name), np.asarray(getattr(ahead, name))[starts])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from shortcutrl.evaluate import Evaluation, evaluate, vector_env
+from shortcutrl.evaluate import ChunkedActions, Evaluation, evaluate, vector_env
 
 
 class Countdown(gymnasium.Env):
@@ -65,6 +65,39 @@ def test_short_episodes_are_not_favoured():
     first_to_end = sorted(end for row in played for end in zip(np.cumsum(row), row, strict=True))[:16]
     assert np.mean([length <= 8 for _, length in first_to_end]) > 0.4
     assert result.success_rate == np.mean(np.array(lengths(0, 16)) <= 8) < 0.25
+
+
+class Echo(gymnasium.Env):
+    """Lasts 5 steps; observes and pays the action's sum."""
+
+    observation_space = gymnasium.spaces.Box(-100, 100, (1,), np.float32)
+    action_space = gymnasium.spaces.Box(np.float32([-1, -2]), np.float32([1, 2]))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        return np.float32([action.sum()]), float(action.sum()), self.steps == 5, False, {"steps": self.steps}
+
+
+def test_chunked_actions_are_carried_out_in_order_until_the_end():
+    env = ChunkedActions(Echo(), 3)
+    np.testing.assert_array_equal(env.action_space.high, [1, 2, 1, 2, 1, 2])
+    env.reset(seed=0)
+    obs, reward, terminated, _, info = env.step(np.float32([1, 0, 1, 1, 0, 1]))
+    assert (obs[0], reward, terminated, info["steps"]) == (1, 4, False, 3)
+    obs, reward, terminated, _, info = env.step(np.float32([1, 0, 1, 1, 9, 9]))
+    assert (obs[0], reward, terminated, info["steps"]) == (2, 3, True, 5)
+
+
+def test_only_flat_boxes_are_chunked():
+    env = Echo()
+    env.action_space = gymnasium.spaces.Discrete(3)
+    with pytest.raises(ValueError, match=r"`env` must have a flat Box .* got Discrete\(3\)"):
+        ChunkedActions(env, 2)
 
 
 def test_processes_agree_with_one_process():

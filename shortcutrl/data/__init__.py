@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from shortcutrl.data._transitions import chunk as chunk
 from shortcutrl.data._transitions import n_step as n_step
 from shortcutrl.data._transitions import sample as sample
 from shortcutrl.data._transitions import transitions as transitions

@@ -118,6 +118,53 @@ def n_step(
 
 
 @typed
+def chunk(
+    dataset: Transition, episode_end: Bool[Array | np.ndarray, " size"], *, length: int, discount: float
+) -> Transition:
+    r"""Make `length` consecutive actions one action: $(a_t, \dots, a_{t+H-1})$, carried out before the next decision.
+
+    A policy of such chunks commits to what the data did over several steps, and its TD targets look `length` steps
+    ahead without the bias of [`n_step`][shortcutrl.data.n_step], since the critic sees all the actions in between.
+    Evaluate it in an environment wrapped in [`ChunkedActions`][shortcutrl.evaluate.ChunkedActions].
+
+    **Arguments:**
+
+    - `dataset`, `episode_end`, `discount`: as in [`n_step`][shortcutrl.data.n_step].
+    - `length`: H, at least 1; 1 changes nothing.
+
+    **Returns:** the dataset with actions of shape `(length * action,)`, in the order of time, and reward, mask and next
+    observation `length` steps ahead; without the starts from which the data's episode is too short.
+
+    **Raises:** `ValueError` for a `length` below 1, or if no episode is that long.
+
+    !!! Example
+
+        ```python
+        import jax.numpy as jnp
+        from shortcutrl import Transition, data
+
+        ones, time = jnp.ones(3), jnp.arange(3.0)[:, None]
+        episode = Transition(time, time, ones, ones, time + 1)
+        chunks = data.chunk(episode, jnp.array([False, False, True]), length=2, discount=0.5)
+        assert chunks.action.tolist() == [[0.0, 1.0], [1.0, 2.0]]
+        assert chunks.next_obs.tolist() == [[2.0], [3.0]]
+        ```
+
+    Source: Q-chunking ([arXiv 2507.07969](https://arxiv.org/abs/2507.07969)).
+    """
+    if length < 1:
+        raise ValueError(f"`length` must be at least 1, got {length}.")
+    ahead = n_step(dataset, episode_end, n=length, discount=discount)
+    ends = np.flatnonzero(np.append(np.asarray(episode_end)[:-1], True))
+    index = np.arange(len(dataset.action))
+    starts = index[index + length - 1 <= ends[np.searchsorted(ends, index)]]
+    if len(starts) == 0:
+        raise ValueError(f"`length` must be at most the length of the longest episode, got {length}.")
+    action = jnp.concatenate([dataset.action[starts + i] for i in range(length)], axis=-1)
+    return jax.tree.map(lambda x: x[starts], ahead)._replace(action=action)
+
+
+@typed
 def sample(dataset: Transition, key: PRNGKeyArray, *, batch_size: int) -> Transition:
     """Draw a batch uniformly, with replacement: pure, for use inside `jit` and `scan`.
 
