@@ -29,9 +29,7 @@ from matplotlib.figure import Figure
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    preset: Literal["laptop", "paper", "smoke"] = "laptop"
-    """The values that options not given take: for a quarter of an hour on two cores, the published configuration (a
-    million updates, for a GPU), or a run of under a minute that learns nothing."""
+    preset: Literal["laptop", "paper", "smoke"] = "laptop"  # a quarter of an hour, the published million updates, or 20
 
     env: str = "scene-play-singletask-task1-v0"  # an OGBench single-task dataset
     out: Path = Path("runs/sorl")  # the folder for metrics, pictures and the checkpoint
@@ -44,7 +42,7 @@ class Args:
     width: int = 256  # of each hidden layer
     depth: int = 3  # hidden layers
     learning_rate: float = 1e-3  # Adam's, at its peak
-    decay: bool = True  # whether the learning rate falls to 0 along a cosine
+    schedule: Literal["cosine", "constant"] = "cosine"  # cosine: rises over a tenth of the updates, then falls to 0
     q_weight: float = 1.0  # of the Q loss, against 10 for each of the two regularisers; 0 is behaviour cloning
     num_steps: int = 8  # M, the largest number of jumps that the policy learns
     max_jumps: int = 2  # M_BTT, the largest number of jumps that Q is maximised through
@@ -70,8 +68,8 @@ class Args:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if self.k not in self.jumps:
             raise ValueError(f"`k` must be a power of two up to `num_steps` = {self.num_steps}, got {self.k}.")
-        decaying = optax.cosine_decay_schedule(self.learning_rate, self.updates)
-        adam = optax.adam(decaying if self.decay else self.learning_rate)
+        cosine = optax.warmup_cosine_decay_schedule(0.0, self.learning_rate, self.updates // 10, self.updates)
+        adam = optax.adam(cosine if self.schedule == "cosine" else self.learning_rate)
         return sorl.Config(  # checks the rest
             num_steps=self.num_steps,
             max_jumps=self.max_jumps,
@@ -92,7 +90,7 @@ PRESETS = {
         depth=4,
         max_jumps=8,
         learning_rate=1e-4,
-        decay=False,
+        schedule="constant",
         tau=0.005,
         chunk=1,
         condition_on_k=True,

@@ -211,7 +211,8 @@ def _update_policy(state: State, critic: Critic, batch: Transition, config: Conf
     def improvement(policy, k):
         each = partial(q_loss, policy, _seeing(critic, k), k=k, clip=config.clip)
         losses, info = jax.vmap(each)(batch.obs, noise)
-        scale = jax.lax.stop_gradient(jnp.abs(info.q).mean()) if config.normalize_q else 1.0
+        size = jax.lax.stop_gradient(jnp.abs(info.q).mean())
+        scale = jnp.where(size > 0, size, 1.0) if config.normalize_q else 1.0  # a critic may start at zero
         return config.q_weight * losses.mean() / scale, losses.mean()
 
     def regularisation(policy):
