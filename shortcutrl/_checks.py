@@ -13,16 +13,23 @@ from shortcutrl._types import Clip
 
 
 def same_dtype(**arrays: Array | np.ndarray) -> tuple[Array, ...]:
-    """Convert NumPy arrays to the dtype of the first array; refuse JAX arrays of another dtype."""
-    names, values = list(arrays), list(arrays.values())
-    dtype = jnp.asarray(values[0]).dtype
-    for name, value in zip(names[1:], values[1:], strict=True):
+    """Convert NumPy arrays to the dtype of the first JAX array; refuse JAX arrays of another dtype."""
+    reference = next((name for name, value in arrays.items() if isinstance(value, jax.Array)), next(iter(arrays)))
+    dtype = jnp.asarray(arrays[reference]).dtype
+    for name, value in arrays.items():
         if isinstance(value, jax.Array) and value.dtype != dtype:
             raise TypeError(
-                f"`{name}` is {value.dtype} but `{names[0]}` is {dtype}. Convert one of them, for example "
-                f"`{name}.astype({names[0]}.dtype)`."
+                f"`{name}` is {value.dtype} but `{reference}` is {dtype}. Convert one of them, for example "
+                f"`{name}.astype({reference}.dtype)`."
             )
-    return tuple(jnp.asarray(value, dtype) for value in values)
+    return tuple(jnp.asarray(value, dtype) for value in arrays.values())
+
+
+def action_field(name: str, action: Array | np.ndarray, noise: Array | np.ndarray) -> None:
+    if not jnp.issubdtype(action.dtype, jnp.floating):
+        raise TypeError(f"`{name}` is {action.dtype}. Convert it: actions are floats.")
+    if action.shape != noise.shape:
+        raise TypeError(f"`{name}` has shape {action.shape} but `noise` has {noise.shape}. Pass noise of its shape.")
 
 
 def time_and_step(t, h, dtype) -> tuple[Array, Array]:
@@ -58,9 +65,9 @@ def unit_interval(name: str, value) -> None:
         raise ValueError(f"`{name}` must lie in [0, 1], got {known}.")
 
 
-def non_negative(name: str, value: float) -> None:
-    if not 0 <= value < float("inf"):
-        raise ValueError(f"`{name}` must be finite and not negative, got {value}.")
+def non_negative(name: str, value) -> None:
+    if (known := _known(value)) is not None and not 0 <= known < float("inf"):
+        raise ValueError(f"`{name}` must be finite and not negative, got {known}.")
 
 
 def aggregate_name(aggregate: str) -> None:
@@ -68,7 +75,13 @@ def aggregate_name(aggregate: str) -> None:
         raise ValueError(f"`aggregate` must be 'min' or 'mean', got {aggregate!r}.")
 
 
-def at_least_one(name: str, candidates) -> None:
+def sizes(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {size}.")
+
+
+def candidates(name: str, candidates) -> None:
     if len(candidates) < 1:
         raise ValueError(
             f"`{name}` must have shape (n, action) with n at least 1, got {jnp.shape(candidates)}: one row of "
@@ -76,10 +89,10 @@ def at_least_one(name: str, candidates) -> None:
         )
 
 
-def velocity_output(v: Array, x: Array) -> Array:
+def velocity_output(v: Array, x: Array, name: str = "velocity") -> Array:
     if jnp.shape(v) != x.shape:
         raise ValueError(
-            f"`velocity` returned shape {jnp.shape(v)} for an action of shape {x.shape}. It must return one velocity "
+            f"`{name}` returned shape {jnp.shape(v)} for an action of shape {x.shape}. It must return one velocity "
             "for one unbatched action: add the batch with `jax.vmap` around the library's function, not inside yours."
         )
     return v.astype(x.dtype)

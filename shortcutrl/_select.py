@@ -72,7 +72,7 @@ def bon_select(
     Source: best-of-N sampling in SORL ([arXiv 2505.22866](https://arxiv.org/abs/2505.22866)).
     """
     _checks.aggregate_name(aggregate)
-    _checks.at_least_one("noise", noise)
+    _checks.candidates("noise", noise)
     candidates = jax.vmap(partial(rollout_k, velocity, obs, k=k, clip=clip))(jnp.asarray(noise))
     q = jax.vmap(lambda action: evaluate(critic, obs, action, aggregate))(candidates)
     best = jnp.argmax(jnp.where(jnp.isnan(q), -jnp.inf, q))

@@ -105,8 +105,8 @@ def self_consistency_loss(
     action, noise = _checks.same_dtype(action=action, noise=noise)
     t, h = _checks.time_and_step(t, h, action.dtype)
     x, half = _path.interpolate(noise, action, t), h / 2
-    first = _checks.velocity_output(teacher(obs, x, t, half), x)
-    second = _checks.velocity_output(teacher(obs, x + half * first, t + half, half), x)
+    first = _checks.velocity_output(teacher(obs, x, t, half), x, "teacher")
+    second = _checks.velocity_output(teacher(obs, x + half * first, t + half, half), x, "teacher")
     target = jax.lax.stop_gradient((first + second) / 2)
     predicted = _checks.velocity_output(velocity(obs, x, t, h), x)
     return jnp.mean(jnp.square(predicted - target))
@@ -143,7 +143,7 @@ def shortcut_loss(
 
     **Returns:** the loss, a scalar, and [`ShortcutInfo`][shortcutrl.ShortcutInfo].
 
-    **Raises:** `ValueError` if `num_steps` is not a power of two; otherwise as
+    **Raises:** `ValueError` if `num_steps` is not a power of two or a weight is negative; otherwise as
     [`shortcut_step`][shortcutrl.shortcut_step].
 
     !!! Example
@@ -160,6 +160,8 @@ def shortcut_loss(
     Source: the two regularisers of SORL ([arXiv 2505.22866](https://arxiv.org/abs/2505.22866)).
     """
     _checks.power_of_two("num_steps", num_steps)
+    _checks.non_negative("flow_matching_weight", flow_matching_weight)
+    _checks.non_negative("self_consistency_weight", self_consistency_weight)
     (action,) = _checks.same_dtype(action=action)
     flow_matching_weight = jnp.asarray(flow_matching_weight, action.dtype)
     self_consistency_weight = jnp.asarray(self_consistency_weight, action.dtype)

@@ -16,7 +16,8 @@ Action = Float[Array, " action"]
 ActionLike = Float[Array | np.ndarray, " action"]
 Scalar = Float[Array, ""]
 ScalarLike = float | int | Float[Array | np.ndarray | np.generic, ""]
-Clip = tuple[float, float] | tuple[int, int] | None
+Number = float | int
+Clip = tuple[Number, Number] | None
 
 
 @runtime_checkable

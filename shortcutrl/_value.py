@@ -110,7 +110,8 @@ def td_loss(
 
     **Returns:** the mean over the ensemble, a scalar, and [`TDInfo`][shortcutrl.TDInfo].
 
-    **Raises:** as [`td_target`][shortcutrl.td_target].
+    **Raises:** `TypeError` if `transition.action` and `noise` differ in shape or dtype; otherwise as
+    [`td_target`][shortcutrl.td_target].
 
     !!! Example
 
@@ -127,10 +128,11 @@ def td_loss(
 
     Source: the critic's objective of SORL ([arXiv 2505.22866](https://arxiv.org/abs/2505.22866)).
     """
+    _checks.action_field("transition.action", transition.action, noise)
+    action, noise = _checks.same_dtype(action=transition.action, noise=noise)
     target = td_target(
         target_critic, velocity, transition, noise, k=k, discount=discount, aggregate=aggregate, clip=clip
     )
-    action, _ = _checks.same_dtype(action=transition.action, noise=noise)
     q = _checks.critic_output(critic(transition.obs, action))
     mean_q = jnp.mean(q)
     return jnp.mean(jnp.square(q - target)), TDInfo(mean_q, target, mean_q - target)

@@ -13,12 +13,13 @@ from jaxtyping import PRNGKeyArray
 from shortcutrl import _checks
 from shortcutrl._improve import q_loss
 from shortcutrl._shortcut import shortcut_loss
-from shortcutrl._types import Clip, Critic, Scalar, Transition, Velocity
+from shortcutrl._types import Clip, Critic, Number, Scalar, Transition, Velocity, typed
 from shortcutrl._value import td_loss
 
 _PUBLISHED_OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-4))
 
 
+@typed
 @dataclasses.dataclass(frozen=True)
 class Config:
     """The hyperparameters of SORL, validated when made; the defaults are the published ones.
@@ -42,13 +43,13 @@ class Config:
 
     num_steps: int = 8
     max_jumps: int = 8
-    discount: float = 0.99
+    discount: Number = 0.99
     aggregate: str = "mean"
-    flow_matching_weight: float = 10.0
-    self_consistency_weight: float = 10.0
-    q_weight: float = 100.0
+    flow_matching_weight: Number = 10.0
+    self_consistency_weight: Number = 10.0
+    q_weight: Number = 100.0
     normalize_q: bool = True
-    tau: float = 0.005
+    tau: Number = 0.005
     clip: Clip = (-1.0, 1.0)
     optimizer: optax.GradientTransformation = _PUBLISHED_OPTIMIZER
 
@@ -92,6 +93,7 @@ class Info(NamedTuple):
     critic_grad_norm: Scalar
 
 
+@typed
 def init(policy: Velocity, critic: Critic, *, config: Config) -> State:
     """Start training from a `policy` and a `critic`: equinox Modules, or any pytrees that are callable.
 
@@ -120,6 +122,7 @@ def init(policy: Velocity, critic: Critic, *, config: Config) -> State:
     )
 
 
+@typed
 def update(state: State, batch: Transition, *, config: Config, key: PRNGKeyArray) -> tuple[State, Info]:
     r"""One step of SORL on one batch: the critic by TD, then the policy, then both target networks.
 
@@ -251,7 +254,7 @@ def _grad_for_drawn_k(loss, model, config: Config, key: PRNGKeyArray):
 
 def _apply(grads, model, opt_state, config: Config):
     updates, opt_state = config.optimizer.update(grads, opt_state, eqx.filter(model, eqx.is_inexact_array))
-    return eqx.apply_updates(model, updates), opt_state, optax.global_norm(grads)
+    return eqx.apply_updates(model, updates), opt_state, optax.tree.norm(grads)
 
 
 def _average(online, target, tau: float):

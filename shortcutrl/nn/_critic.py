@@ -3,8 +3,10 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from shortcutrl import _checks
 from shortcutrl._types import ActionLike, ScalarLike, typed
 from shortcutrl.nn._mlp import MLP
 
@@ -56,8 +58,7 @@ class EnsembleCritic(eqx.Module):
         condition_on_k: bool = False,
         key: PRNGKeyArray,
     ):
-        if ensemble < 1:
-            raise ValueError(f"`ensemble` must be at least 1, got {ensemble}.")
+        _checks.sizes(obs_size=obs_size, action_size=action_size, width=width, depth=depth, ensemble=ensemble)
 
         def member(key):
             in_size = obs_size + action_size + condition_on_k
@@ -68,7 +69,7 @@ class EnsembleCritic(eqx.Module):
 
     @typed
     def __call__(
-        self, obs: Float[Array, " obs"], action: ActionLike, *, k: ScalarLike | None = None
+        self, obs: Float[Array | np.ndarray, " obs"], action: ActionLike, *, k: ScalarLike | None = None
     ) -> Float[Array, " ensemble"]:
         if self.condition_on_k != (k is not None):
             raise ValueError(
@@ -76,6 +77,7 @@ class EnsembleCritic(eqx.Module):
                 if self.condition_on_k
                 else f"`k` must be None for a critic made with `condition_on_k=False`, got {k}."
             )
+        action = jnp.asarray(action)
         inputs = [obs, action] if k is None else [obs, action, jnp.asarray(k, action.dtype)[None]]
         x = jnp.concatenate(inputs)
         return eqx.filter_vmap(lambda mlp: mlp(x)[0])(self.members)

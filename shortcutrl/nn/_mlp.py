@@ -20,9 +20,6 @@ class MLP(eqx.Module):
     norms: tuple[eqx.nn.LayerNorm, ...]
 
     def __init__(self, in_size: int, out_size: int, *, width: int, depth: int, layer_norm: bool, key: PRNGKeyArray):
-        for name, size in {"in_size": in_size, "out_size": out_size, "width": width, "depth": depth}.items():
-            if size < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {size}.")
         shapes = list(itertools.pairwise([in_size, *[width] * depth, out_size]))
         keys = jax.random.split(key, len(shapes))
         init = jax.nn.initializers.glorot_uniform()

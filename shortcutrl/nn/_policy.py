@@ -2,8 +2,10 @@
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from shortcutrl import _checks
 from shortcutrl._types import ActionLike, ScalarLike, typed
 from shortcutrl.nn._mlp import MLP
 
@@ -51,6 +53,7 @@ class ShortcutPolicy(eqx.Module):
         smallest_step: float = 1 / 256,
         key: PRNGKeyArray,
     ):
+        _checks.sizes(obs_size=obs_size, action_size=action_size, width=width, depth=depth)
         if not 0 < smallest_step < 1:
             raise ValueError(f"`smallest_step` must lie in (0, 1), got {smallest_step}.")
         self.mlp = MLP(
@@ -60,7 +63,7 @@ class ShortcutPolicy(eqx.Module):
 
     @typed
     def __call__(
-        self, obs: Float[Array, " obs"], x: ActionLike, t: ScalarLike, h: ScalarLike
+        self, obs: Float[Array | np.ndarray, " obs"], x: ActionLike, t: ScalarLike, h: ScalarLike
     ) -> Float[Array, " action"]:
         x = jnp.asarray(x)
         t, h = jnp.asarray(t, x.dtype), jnp.asarray(h, x.dtype)
