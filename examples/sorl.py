@@ -43,7 +43,9 @@ class Args:
     depth: int = 3  # hidden layers
     learning_rate: float = 1e-3  # Adam's, at its peak
     schedule: Literal["cosine", "constant"] = "cosine"  # cosine: rises over a tenth of the updates, then falls to 0
-    q_weight: float = 1.0  # of the Q loss, against 10 for each of the two regularisers; 0 is behaviour cloning
+    flow_matching_weight: float = 10.0  # of matching the data's velocity by the smallest step
+    self_consistency_weight: float = 10.0  # of two half-jumps landing where one jump lands
+    q_weight: float = 1.0  # of maximising Q; 0 is behaviour cloning
     num_steps: int = 8  # M, the largest number of jumps that the policy learns
     max_jumps: int = 2  # M_BTT, the largest number of jumps that Q is maximised through
     discount: float = 0.99  # gamma
@@ -63,7 +65,8 @@ class Args:
 
     def check(self) -> sorl.Config:
         """The training's configuration; finds out before hours of work what would fail after them."""
-        for name in ("data_episodes", "updates", "updates_per_dispatch", "batch_size", "n", "episodes", "num_envs"):
+        sizes = ("data_episodes", "updates", "updates_per_dispatch", "batch_size", "width", "depth", "chunk")
+        for name in (*sizes, "n", "episodes", "num_envs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if self.k not in self.jumps:
@@ -73,6 +76,8 @@ class Args:
         return sorl.Config(  # checks the rest
             num_steps=self.num_steps,
             max_jumps=self.max_jumps,
+            flow_matching_weight=self.flow_matching_weight,
+            self_consistency_weight=self.self_consistency_weight,
             q_weight=self.q_weight,
             discount=self.discount,
             tau=self.tau,
@@ -90,6 +95,7 @@ PRESETS = {
         depth=4,
         max_jumps=8,
         learning_rate=1e-4,
+        q_weight=100.0,  # unless PUBLISHED says otherwise
         schedule="constant",
         tau=0.005,
         chunk=1,
@@ -120,9 +126,9 @@ def parse() -> Args:
     return tyro.cli(Args, description=__doc__, default=preset)  # what is given still wins
 
 
-def act(policy, critic, obs, *, k: int, n: int, action_size: int, key):
+def act(policy, critic, obs, *, k: int, n: int, action_size: int, aggregate: str, key):
     noise = jax.random.normal(key, (n, action_size))
-    return bon_select(policy, critic, obs, noise, k=k, clip=(-1.0, 1.0))[0]
+    return bon_select(policy, critic, obs, noise, k=k, aggregate=aggregate, clip=(-1.0, 1.0))[0]
 
 
 def train(args: Args, config: sorl.Config, dataset: Transition) -> tuple[sorl.State, list[dict[str, float]]]:
@@ -163,7 +169,8 @@ def evaluate_table(args: Args, state: sorl.State, task: data.Task) -> dict[tuple
     with vector_env(lambda: ChunkedActions(make_env(), length), args.num_envs) as envs:
         for k, n in tqdm(cells, desc="evaluating", unit="cell"):
             critic = eqx.Partial(state.critic, k=k) if args.condition_on_k else state.critic
-            actor = eqx.Partial(act, state.policy, critic, k=k, n=n, action_size=action_size)
+            options = {"k": k, "n": n, "action_size": action_size, "aggregate": args.aggregate}
+            actor = eqx.Partial(act, state.policy, critic, **options)
             table[k, n] = evaluate(actor, envs, episodes=args.episodes)
     return table
 
@@ -204,21 +211,22 @@ def main() -> None:
         (metrics := args.out / "metrics.jsonl").touch()  # an unwritable folder is found out now
         task = data.load_ogbench(args.env, episodes=args.data_episodes)
         dataset = data.chunk(task.dataset, task.episode_end, length=args.chunk, discount=args.discount)
-        state, history = train(args, config, dataset)
-        metrics.write_text("".join(json.dumps(row) + "\n" for row in history))
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(args.out.absolute() / "checkpoint", state, force=True)
-        table = evaluate_table(args, state, task)
-        rows = [
-            {"k": k, "n": n, "success": cell.success.tolist(), "return": cell.episode_return.tolist()}
-            for (k, n), cell in table.items()
-        ]
-        (args.out / "table.json").write_text(json.dumps(rows))
-        draw(args, history, table).savefig(args.out / "sorl.png", dpi=120)
     except (ValueError, OSError) as error:
         sys.exit(f"sorl.py: {error}")
     except KeyboardInterrupt:
-        sys.exit("sorl.py: interrupted; a dataset that was complete is kept")
+        sys.exit("sorl.py: interrupted; a dataset that is complete is kept, a half-made one is not")
+
+    state, history = train(args, config, dataset)
+    metrics.write_text("".join(json.dumps(row) + "\n" for row in history))
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(args.out.absolute() / "checkpoint", state, force=True)
+    table = evaluate_table(args, state, task)
+    rows = [
+        {"k": k, "n": n, "success": cell.success.tolist(), "return": cell.episode_return.tolist()}
+        for (k, n), cell in table.items()
+    ]
+    (args.out / "table.json").write_text(json.dumps(rows))
+    draw(args, history, table).savefig(args.out / "sorl.png", dpi=120)
     print(report(args, table))
     print(f"metrics, picture and checkpoint: {args.out}")
 

@@ -1,5 +1,6 @@
 """Shortcut policies for offline reinforcement learning: small, typed, pure functions for your own JAX loop."""
 
+from shortcutrl import data as data
 from shortcutrl import nn as nn
 from shortcutrl import sorl as sorl
 from shortcutrl._improve import QInfo as QInfo

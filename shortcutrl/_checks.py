@@ -95,7 +95,25 @@ def velocity_output(v: Array, x: Array, name: str = "velocity") -> Array:
             f"`{name}` returned shape {jnp.shape(v)} for an action of shape {x.shape}. It must return one velocity "
             "for one unbatched action: add the batch with `jax.vmap` around the library's function, not inside yours."
         )
-    return v.astype(x.dtype)
+    return jnp.asarray(v, x.dtype)
+
+
+def observation_size(obs: Array | np.ndarray, expected: int) -> None:
+    if len(obs) != expected:
+        raise ValueError(f"`obs` must have shape ({expected},), as the network was made for, got {obs.shape}.")
+
+
+def trainable(name: str, leaves: list) -> None:
+    """Networks are carried by `jit` and `scan`, so they must be made of arrays."""
+    for leaf in leaves:
+        if not isinstance(leaf, jax.Array | np.ndarray):
+            raise ValueError(
+                f"`{name}` has a leaf that is not an array, {leaf!r}, which `jax.jit` and `jax.lax.scan` cannot carry. "
+                "Mark it `eqx.field(static=True)`, or pass only the arrays of `eqx.partition` and combine them in a "
+                "Module of your own."
+            )
+    if not any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
+        raise ValueError(f"`{name}` has no parameters to train: pass a pytree of arrays that is callable.")
 
 
 def critic_output(q: Array) -> Array:

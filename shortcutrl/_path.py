@@ -19,5 +19,5 @@ def draw_start(key: PRNGKeyArray, h: Array) -> Array:
 
 def draw_step(key: PRNGKeyArray, num_steps: int, dtype) -> Array:
     """A step that self-consistency can halve: uniform on `{1, 1/2, 1/4, ..., 2/num_steps}`."""
-    halvings = num_steps.bit_length() - 1
-    return jnp.exp2(-jax.random.randint(key, (), 0, halvings).astype(dtype))
+    steps = jnp.array([0.5**i for i in range(num_steps.bit_length() - 1)], dtype)  # exp2 would round
+    return steps[jax.random.randint(key, (), 0, len(steps))]

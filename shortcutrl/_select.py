@@ -76,4 +76,5 @@ def bon_select(
     candidates = jax.vmap(partial(rollout_k, velocity, obs, k=k, clip=clip))(jnp.asarray(noise))
     q = jax.vmap(lambda action: evaluate(critic, obs, action, aggregate))(candidates)
     best = jnp.argmax(jnp.where(jnp.isnan(q), -jnp.inf, q))
+    best = jnp.where(jnp.isnan(q[best]), jnp.argmax(~jnp.isnan(q)), best)  # -inf is a number too
     return candidates[best], BestOfN(best, q, candidates)

@@ -83,7 +83,7 @@ def self_consistency_loss(
     - `teacher`: the policy that it learns from: usually a moving average of `velocity`, or `velocity` itself. The
       gradient with respect to it is zero.
     - `obs`, `action`, `noise`, `t`: as in [`flow_matching_loss`][shortcutrl.flow_matching_loss].
-    - `h`: the size of the whole jump, in (0, 1 - t].
+    - `h`: the size of the whole jump, in [0, 1 - t].
 
     **Returns:** the mean square over the action's dimensions, a scalar.
 

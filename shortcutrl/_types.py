@@ -16,7 +16,7 @@ Action = Float[Array, " action"]
 ActionLike = Float[Array | np.ndarray, " action"]
 Scalar = Float[Array, ""]
 ScalarLike = float | int | Float[Array | np.ndarray | np.generic, ""]
-Number = float | int
+Number = float | int | np.floating | np.integer
 Clip = tuple[Number, Number] | None
 
 

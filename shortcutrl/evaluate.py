@@ -14,7 +14,10 @@ from tqdm import tqdm
 
 
 class Evaluation(NamedTuple):
-    """What happened in each episode, in the order of their seeds: arrays of length `episodes`."""
+    """What happened in each episode, in the order of their seeds: arrays of length `episodes`.
+
+    `episode_length` counts decisions; in [`ChunkedActions`][shortcutrl.evaluate.ChunkedActions] each is several steps.
+    """
 
     success: np.ndarray
     episode_return: np.ndarray
@@ -40,6 +43,8 @@ class ChunkedActions(gymnasium.Wrapper):
 
     def __init__(self, env: gymnasium.Env, length: int):
         super().__init__(env)
+        if length < 1:
+            raise ValueError(f"`length` must be at least 1, got {length}.")
         space = env.action_space
         if not (isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1):
             raise ValueError(f"`env` must have a flat Box as its action space, got {space}.")
@@ -99,7 +104,7 @@ def evaluate(
     - `progress`: whether to show a progress bar.
 
     **Returns:** an [`Evaluation`][shortcutrl.evaluate.Evaluation]; an episode succeeds if its last step's `info` says
-    so under `"success"`.
+    so under `"success"`; in an environment that never does, none succeeds.
     """
     if episodes < 1:
         raise ValueError(f"`episodes` must be at least 1, got {episodes}.")

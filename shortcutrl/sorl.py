@@ -30,7 +30,8 @@ class Config:
     - `max_jumps`: M_BTT, the largest number of jumps that Q is maximised through, at most `num_steps`. Each update
       draws k from 1, 2, 4, ..., `max_jumps`: once for the TD target, once for the policy's improvement.
     - `discount`: γ, in [0, 1].
-    - `aggregate`: of the target critic's ensemble in the TD target, and of the critic's in best-of-N.
+    - `aggregate`: `"min"` or `"mean"` of the target critic's ensemble in the TD target; the policy always maximises the
+      mean.
     - `flow_matching_weight`, `self_consistency_weight`, `q_weight`: of the terms of the policy's loss. `q_weight` is
       the one to tune for each environment (the published values are 10 to 500); 0 is behaviour cloning.
     - `normalize_q`: whether to divide the Q loss by the batch's mean |Q|, so that `q_weight` does not depend on the
@@ -95,9 +96,19 @@ class Info(NamedTuple):
 
 @typed
 def init(policy: Velocity, critic: Critic, *, config: Config) -> State:
-    """Start training from a `policy` and a `critic`: equinox Modules, or any pytrees that are callable.
+    """Start training from a `policy` and a `critic`: callable pytrees of arrays, such as equinox Modules.
 
-    A critic whose attribute `condition_on_k` is true is called with the number of jumps, `critic(obs, action, k=k)`.
+    Copies them, so that the state may be donated. Raises `ValueError` for one with no parameters, or with a leaf that
+    is not an array (an activation function, say) and is not marked `eqx.field(static=True)`.
+
+    **Arguments:**
+
+    - `policy`: a [`Velocity`][shortcutrl.Velocity].
+    - `critic`: a [`Critic`][shortcutrl.Critic]. If its attribute `condition_on_k` is true it is called with the number
+      of jumps, `critic(obs, action, k=k)`.
+    - `config`: static.
+
+    **Returns:** the [`State`][shortcutrl.sorl.State]: the networks, their averages equal to them, fresh optimisers.
 
     !!! Example
 
@@ -111,10 +122,12 @@ def init(policy: Velocity, critic: Critic, *, config: Config) -> State:
         state = sorl.init(policy, critic, config=sorl.Config(q_weight=10.0))
         ```
     """
-    copy = partial(jax.tree.map, lambda x: jnp.copy(x) if eqx.is_array(x) else x)  # so that `state` can be donated
+    _checks.trainable("policy", jax.tree.leaves(policy))
+    _checks.trainable("critic", jax.tree.leaves(critic))
+    copy = partial(jax.tree.map, jnp.copy)
     return State(
-        policy=policy,
-        critic=critic,
+        policy=copy(policy),
+        critic=copy(critic),
         target_policy=copy(policy),
         target_critic=copy(critic),
         policy_opt_state=config.optimizer.init(eqx.filter(policy, eqx.is_inexact_array)),
@@ -167,8 +180,8 @@ def update(state: State, batch: Transition, *, config: Config, key: PRNGKeyArray
     new_state = State(
         policy=policy,
         critic=critic,
-        target_policy=_average(policy, state.target_policy, config.tau),
-        target_critic=_average(critic, state.target_critic, config.tau),
+        target_policy=_average(policy, state.target_policy, float(config.tau)),
+        target_critic=_average(critic, state.target_critic, float(config.tau)),
         policy_opt_state=policy_opt_state,
         critic_opt_state=critic_opt_state,
     )

@@ -149,3 +149,11 @@ def test_chunks_are_their_definition(lengths, length, seed):
     ahead = data.n_step(dataset, episode_end, n=length, discount=0.9)
     for name in ("reward", "mask", "next_obs"):
         np.testing.assert_array_equal(getattr(chunks, name), np.asarray(getattr(ahead, name))[starts])
+
+
+@pytest.mark.parametrize(
+    "look", [lambda *a, **k: data.n_step(*a, n=2, **k), lambda *a, **k: data.chunk(*a, length=2, **k)]
+)
+def test_ends_that_belong_to_another_dataset_are_refused(look):
+    with pytest.raises(ValueError, match="`episode_end` has 3 entries but `dataset` has 4"):
+        look(data.transitions(**fields()), np.array([False, False, True]), discount=1)

@@ -281,10 +281,12 @@ def test_scanned_is_stepped():
 
 def test_the_state_can_be_donated():
     donating = jax.jit(partial(sorl.update, config=NETWORKS), donate_argnums=0)
-    state = start(jax.random.key(0))
+    mine = start(jax.random.key(0))
+    state = sorl.init(mine.policy, mine.critic, config=NETWORKS)
     for seed in range(2):
         state, info = donating(state, random_batch(), key=jax.random.key(seed))
     assert jnp.isfinite(info.td)
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(mine))  # not deleted
 
 
 def test_equal_configs_are_one_to_jit():
@@ -315,3 +317,11 @@ def test_observations_may_be_any_pytree():
     state = sorl.init(Own(ONE), Own(ONE), config=NETWORKS)
     state, info = train(state, data, key=jax.random.key(0))
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((state, info)))
+
+
+def test_a_network_that_cannot_be_carried_is_refused():
+    policy = eqx.Partial(eqx.nn.MLP(2, 2, 4, 1, key=jax.random.key(0)))  # its activation functions are leaves
+    with pytest.raises(ValueError, match=r"`policy` has a leaf that is not an array, .* Mark it `eqx\.field"):
+        sorl.init(policy, Reads(ONE), config=config())
+    with pytest.raises(ValueError, match="`critic` has no parameters to train"):
+        sorl.init(Scales(ONE), eqx.Partial(Reads(None)), config=config())

@@ -6,6 +6,7 @@ import signal
 import tempfile
 import warnings
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,7 @@ def generate(
 
     held_out = max(episodes // 10, 1)
     collected = _collect(dataset, episode_steps, seed, episodes + held_out, processes, progress)
+    path.unlink(missing_ok=True)  # an older one must not stand beside a new validation set
     _write(path.with_name(f"{path.stem}-val.npz"), collected[episodes:])
     _write(path, collected[:episodes])  # last: its presence says that the pair is complete
     return path
@@ -84,7 +86,7 @@ def _collect(
 ) -> list[dict[str, np.ndarray]]:
     collected: list[dict[str, np.ndarray] | None] = [None] * count
     pool = ProcessPoolExecutor(
-        min(processes or len(os.sched_getaffinity(0)), count),
+        min(processes or _cores(), count),
         mp_context=multiprocessing.get_context("spawn"),  # forking a process in which JAX runs threads can deadlock
         initializer=_start_worker,
         initargs=(dataset, episode_steps),
@@ -95,6 +97,8 @@ def _collect(
             for future in as_completed(futures):
                 collected[futures[future]] = future.result()
                 bar.update()
+    except BrokenProcessPool as error:
+        raise OSError("a worker process died, perhaps for want of memory; try fewer `processes`.") from error
     except BaseException:
         for process in (pool._processes or {}).values():
             process.terminate()
@@ -102,6 +106,11 @@ def _collect(
     finally:
         pool.shutdown(cancel_futures=True)
     return collected  # pyright: ignore[reportReturnType]
+
+
+def _cores() -> int:
+    """The cores that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _write(path: Path, episodes: list[dict[str, np.ndarray]]) -> None:

@@ -1,7 +1,6 @@
 """From the name of an OGBench single-task environment to its dataset on the device."""
 
 import os
-import socket
 import warnings
 import zipfile
 import zlib
@@ -10,7 +9,7 @@ from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlparse
+from urllib.request import Request, urlopen
 
 import gymnasium
 import numpy as np
@@ -53,12 +52,13 @@ def load_ogbench(
 
     Uses OGBench's own file where it has been downloaded, downloads it where its host can be reached, and otherwise
     makes a dataset of `episodes` episodes on the spot, with OGBench's scripted oracles where they exist
-    ([`generate`][shortcutrl.data.generate]). Files are kept in `folder` and used again.
+    ([`generate`][shortcutrl.data.generate]). What is downloaded is kept where OGBench keeps it (`~/.ogbench/data`),
+    what is made in `folder`; both are used again.
 
     **Arguments:**
 
     - `name`: an OGBench dataset name with `singletask`.
-    - `folder`: where datasets are kept; by default `~/.cache/shortcutrl`.
+    - `folder`: where datasets that are made on the spot are kept; by default `~/.cache/shortcutrl`.
     - `episodes`, `seed`: of a dataset that is made on the spot.
     - `progress`: whether to show progress bars.
 
@@ -69,14 +69,17 @@ def load_ogbench(
     """
     env_name, dataset_name = _split(name)
     path = _find(dataset_name, Path(folder).expanduser(), episodes, seed, progress)
+    env = _make_env(env_name)
     try:
         arrays = load_dataset(str(path), add_info=True)
-        relabel_dataset(env_name, _make_env(env_name), arrays)
+        relabel_dataset(env_name, env, arrays)
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, OSError) as error:
         raise ValueError(
             f"{path} cannot be read as an OGBench dataset ({type(error).__name__}: {error}). Delete it and its "
             "-val.npz, then run again to get it anew."
         ) from error
+    finally:
+        env.close()
     dataset = transitions(
         obs=arrays["observations"],
         action=arrays["actions"],
@@ -115,7 +118,7 @@ def _find(dataset_name: str, folder: Path, episodes: int, seed: int, progress: b
     for path in (downloaded / f"{dataset_name}.npz", folder / f"{dataset_name}-{episodes}-episodes-seed-{seed}.npz"):
         if path.exists() and path.with_name(f"{path.stem}-val.npz").exists():
             return path
-    if _reachable(ogbench.utils.DATASET_URL):
+    if _reachable(f"{ogbench.utils.DATASET_URL}/{dataset_name}.npz"):
         ogbench.download_datasets([dataset_name])
         return downloaded / f"{dataset_name}.npz"
     if dataset_name not in CAN_GENERATE:
@@ -128,7 +131,7 @@ def _find(dataset_name: str, folder: Path, episodes: int, seed: int, progress: b
 
 def _reachable(url: str, timeout: float = 5.0) -> bool:
     try:
-        with socket.create_connection((urlparse(url).hostname, 443), timeout):
+        with urlopen(Request(url, method="HEAD"), timeout=timeout):
             return True
     except OSError:
         return False

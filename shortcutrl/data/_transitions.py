@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array, Bool, PRNGKeyArray
 
 from shortcutrl import _checks
-from shortcutrl._types import Transition, typed
+from shortcutrl._types import Number, Transition, typed
 
 
 def transitions(
@@ -58,7 +58,7 @@ def transitions(
             raise ValueError(f"`{name}` has {len(values)} transitions but `obs` has {len(fields['obs'])}.")
         _refuse(name, values, ~np.isfinite(values), "is not finite")
     if fields["obs"].shape != fields["next_obs"].shape:
-        raise ValueError(f"`obs` has shape {obs.shape} but `next_obs` has shape {next_obs.shape}.")
+        raise ValueError(f"`obs` has shape {fields['obs'].shape} but `next_obs` has shape {fields['next_obs'].shape}.")
     low, high = action_range
     out_of_range = (fields["action"] < low) | (fields["action"] > high)
     _refuse(
@@ -70,7 +70,7 @@ def transitions(
 
 @typed
 def n_step(
-    dataset: Transition, episode_end: Bool[Array | np.ndarray, " size"], *, n: int, discount: float
+    dataset: Transition, episode_end: Bool[Array | np.ndarray, " size"], *, n: int, discount: Number
 ) -> Transition:
     r"""Look `n` steps ahead: $r_t + \gamma r_{t+1} + \dots + \gamma^{n-1} r_{t+n-1}$, then Q at $s_{t+n}$.
 
@@ -104,6 +104,8 @@ def n_step(
     if n < 1:
         raise ValueError(f"`n` must be at least 1, got {n}.")
     _checks.unit_interval("discount", discount)
+    if len(episode_end) != len(dataset.reward):
+        raise ValueError(f"`episode_end` has {len(episode_end)} entries but `dataset` has {len(dataset.reward)}.")
     index = jnp.arange(len(dataset.reward))
     last = jax.lax.cummin(jnp.where(jnp.asarray(episode_end), index, len(index) - 1), reverse=True)
     reward, mask, final = jnp.asarray(dataset.reward), jnp.asarray(dataset.mask), index
@@ -119,13 +121,14 @@ def n_step(
 
 @typed
 def chunk(
-    dataset: Transition, episode_end: Bool[Array | np.ndarray, " size"], *, length: int, discount: float
+    dataset: Transition, episode_end: Bool[Array | np.ndarray, " size"], *, length: int, discount: Number
 ) -> Transition:
     r"""Make `length` consecutive actions one action: $(a_t, \dots, a_{t+H-1})$, carried out before the next decision.
 
     A policy of such chunks commits to what the data did over several steps, and its TD targets look `length` steps
-    ahead without the bias of [`n_step`][shortcutrl.data.n_step], since the critic sees all the actions in between.
-    Evaluate it in an environment wrapped in [`ChunkedActions`][shortcutrl.evaluate.ChunkedActions].
+    ahead, like those of [`n_step`][shortcutrl.data.n_step], but of a critic that sees all the actions in between: exact
+    where the dynamics are deterministic, biased where the data's later actions answered to chance. Evaluate
+    it in an environment wrapped in [`ChunkedActions`][shortcutrl.evaluate.ChunkedActions].
 
     **Arguments:**
 
@@ -167,6 +170,14 @@ def chunk(
 @typed
 def sample(dataset: Transition, key: PRNGKeyArray, *, batch_size: int) -> Transition:
     """Draw a batch uniformly, with replacement: pure, for use inside `jit` and `scan`.
+
+    **Arguments:**
+
+    - `dataset`: transitions with one leading axis.
+    - `key`: a JAX random key.
+    - `batch_size`: at least 1. Static.
+
+    **Returns:** as many transitions, with one leading axis.
 
     !!! Example
 

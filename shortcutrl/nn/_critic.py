@@ -78,6 +78,7 @@ class EnsembleCritic(eqx.Module):
                 else f"`k` must be None for a critic made with `condition_on_k=False`, got {k}."
             )
         action = jnp.asarray(action)
+        _checks.observation_size(obs, self.members.weights[0].shape[1] - len(action) - self.condition_on_k)
         inputs = [obs, action] if k is None else [obs, action, jnp.asarray(k, action.dtype)[None]]
         x = jnp.concatenate(inputs)
         return eqx.filter_vmap(lambda mlp: mlp(x)[0])(self.members)

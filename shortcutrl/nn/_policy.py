@@ -67,5 +67,6 @@ class ShortcutPolicy(eqx.Module):
     ) -> Float[Array, " action"]:
         x = jnp.asarray(x)
         t, h = jnp.asarray(t, x.dtype), jnp.asarray(h, x.dtype)
+        _checks.observation_size(obs, self.mlp.weights[0].shape[0] - len(x) - 2)
         step = -jnp.log2(jnp.maximum(h, self.smallest_step))
         return self.mlp(jnp.concatenate([obs, x, t[None], step[None]]))
