@@ -186,7 +186,8 @@ def draw(args: Args, history: list[dict[str, float]], table: dict[tuple[int, int
     ks, ns = sorted({k for k, _ in table}), sorted({n for _, n in table})
     axes[3].imshow([[table[k, n].success_rate for k in ks] for n in ns], vmin=0, vmax=1, cmap="viridis")
     for (k, n), cell in table.items():
-        axes[3].text(ks.index(k), ns.index(n), f"{cell.success_rate:.2f}", ha="center", va="center", color="white")
+        color = "black" if cell.success_rate > 0.5 else "white"
+        axes[3].text(ks.index(k), ns.index(n), f"{cell.success_rate:.2f}", ha="center", va="center", color=color)
     axes[3].set(xlabel="jumps k", ylabel="candidates n", title=f"success, {args.episodes} episodes")
     axes[3].set_xticks(range(len(ks)), ks)
     axes[3].set_yticks(range(len(ns)), ns)
