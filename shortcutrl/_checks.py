@@ -46,11 +46,10 @@ def time_and_step(t, h, dtype) -> tuple[Array, Array]:
     return jnp.asarray(t, dtype), jnp.asarray(h, dtype)
 
 
-def power_of_two(name: str, value: int, *, at_least: int = 1) -> None:
-    if isinstance(value, bool) or value < at_least or value & (value - 1):
-        some = ", ".join(str(at_least * 2**i) for i in range(3))
+def power_of_two(name: str, value: int) -> None:
+    if isinstance(value, bool) or value < 1 or value & (value - 1):
         raise ValueError(
-            f"`{name}` must be a power of two ({some}, ...), got {value}: step sizes halve from 1 to 1/{name}, and no "
+            f"`{name}` must be a power of two (1, 2, 4, ...), got {value}: step sizes halve from 1 to 1/{name}, and no "
             "other size is trained."
         )
 

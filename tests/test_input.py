@@ -7,45 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from calls import KEY, STEP, X, agree, both, fit, improve, jump, match, roll, select, stay, target
 
 from shortcutrl import (
     Transition,
-    bon_select,
     consistency_gap,
-    flow_matching_loss,
     nn,
-    q_loss,
-    rollout_k,
-    self_consistency_loss,
-    shortcut_loss,
-    shortcut_step,
     sorl,
-    td_loss,
-    td_target,
 )
-
-X = jnp.ones(2, jnp.float32)
-KEY = jax.random.key(0)
-STEP = Transition(X, X, jnp.float32(1), jnp.float32(1), X)
-
-
-def stay(obs, x, t, h):
-    return jnp.zeros_like(x)
-
-
-def critic(obs, action):
-    return action
-
-
-jump = partial(shortcut_step, stay, None)
-roll = partial(rollout_k, stay, None)
-match = partial(flow_matching_loss, stay, None)
-agree = partial(self_consistency_loss, stay, stay, None)
-both = partial(shortcut_loss, stay, stay, None)
-fit = partial(td_loss, critic, critic, stay)
-target = partial(td_target, critic, stay)
-improve = partial(q_loss, stay, critic, None)
-select = partial(bon_select, stay, critic, None)
 
 TIMES = {
     "Python": (0.5, 0.25),
