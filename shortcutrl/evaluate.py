@@ -1,16 +1,16 @@
 """Evaluation in many environments at once. Needs the extra `ogbench`."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import gymnasium
 import jax
 import numpy as np
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
-from scipy.stats import binomtest
+from scipy.stats import binomtest, bootstrap
 from tqdm import tqdm
+
+from shortcutrl._pool import EnvPool as EnvPool
 
 
 class Evaluation(NamedTuple):
@@ -32,6 +32,15 @@ class Evaluation(NamedTuple):
         """Wilson's interval for the success rate."""
         test = binomtest(int(self.success.sum()), len(self.success))
         low, high = test.proportion_ci(confidence, method="wilson")
+        return float(low), float(high)
+
+    def return_interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """The bootstrap's interval for the mean return; always the same for the same returns."""
+        if np.ptp(self.episode_return) == 0:
+            return float(self.episode_return[0]), float(self.episode_return[0])
+        rng = np.random.default_rng(0)
+        result = bootstrap((self.episode_return,), np.mean, confidence_level=confidence, method="percentile", rng=rng)
+        low, high = result.confidence_interval
         return float(low), float(high)
 
 
@@ -64,28 +73,8 @@ class ChunkedActions(gymnasium.Wrapper):
         return obs, total, terminated, truncated, info
 
 
-@contextmanager
-def vector_env(make_env: Callable[[], gymnasium.Env], num_envs: int) -> Iterator[AsyncVectorEnv]:
-    """Open `num_envs` environments, each in a process of its own, for [`evaluate`][shortcutrl.evaluate.evaluate].
-
-    The processes are spawned, so a script that calls this needs the `if __name__ == "__main__":` guard.
-    """
-    if num_envs < 1:
-        raise ValueError(f"`num_envs` must be at least 1, got {num_envs}.")
-    envs = AsyncVectorEnv([make_env] * num_envs, context="spawn", autoreset_mode=AutoresetMode.DISABLED)
-    try:
-        yield envs
-    finally:
-        envs.close()
-
-
 def evaluate(
-    act: Callable[..., Any],
-    envs: AsyncVectorEnv | SyncVectorEnv,
-    *,
-    episodes: int,
-    seed: int = 0,
-    progress: bool = False,
+    act: Callable[..., Any], pool: EnvPool, *, episodes: int, seed: int = 0, progress: bool = False
 ) -> Evaluation:
     """Run `episodes` episodes and count them all.
 
@@ -97,10 +86,9 @@ def evaluate(
 
     - `act`: `act(obs, key=key) -> action` for one observation; batched and jitted here. Make it a pytree (an
       equinox Module or `eqx.Partial`) so that new parameters do not compile anew.
-    - `envs`: a gymnasium vector environment whose `autoreset_mode` is disabled, as
-      [`vector_env`][shortcutrl.evaluate.vector_env] makes them.
+    - `pool`: the environments, an [`EnvPool`][shortcutrl.evaluate.EnvPool].
     - `episodes`: at least 1.
-    - `seed`: of the first episode.
+    - `seed`: of the first episode, not negative.
     - `progress`: whether to show a progress bar.
 
     **Returns:** an [`Evaluation`][shortcutrl.evaluate.Evaluation]; an episode succeeds if its last step's `info` says
@@ -108,37 +96,40 @@ def evaluate(
     """
     if episodes < 1:
         raise ValueError(f"`episodes` must be at least 1, got {episodes}.")
-    if envs.metadata.get("autoreset_mode") != AutoresetMode.DISABLED:
-        raise ValueError("`envs` resets by itself; make it with `autoreset_mode=AutoresetMode.DISABLED`.")
+    if seed < 0:
+        raise ValueError(f"`seed` must not be negative, got {seed}.")
     success, returns, lengths = np.zeros(episodes, bool), np.zeros(episodes), np.zeros(episodes, int)
-    episode = np.arange(envs.num_envs)  # which episode each environment plays; `episodes` or more: none, it idles
-    started = envs.num_envs
-    obs, _ = envs.reset(seed=[seed + int(i) for i in episode])
+    # Which episode each environment plays, -1 for none; across the groups, so that few episodes use every process.
+    episode = np.arange(pool.groups * pool.group_size).reshape(pool.group_size, pool.groups).T.copy()
+    upcoming = iter(range(episode.size, episodes))
+    episode[episode >= episodes] = -1
+    seeds = np.where(episode >= 0, seed + episode, -1)
+    at_work = [group for group in range(pool.groups) if (episode[group] >= 0).any()]
+    for group in at_work:
+        pool.send(group, None, seeds[group])
     with tqdm(total=episodes, unit="episode", disable=not progress) as bar:
-        while (playing := episode < episodes).any():
-            current = episode[playing]
-            keys = _keys(seed, episode, np.where(playing, lengths[np.minimum(episode, episodes - 1)], 0))
-            obs, reward, terminated, truncated, info = envs.step(np.asarray(_act(act, obs, keys)))
-            returns[current] += reward[playing]
-            lengths[current] += 1
-            ended = terminated | truncated
-            if ended.any():
-                finished = ended & playing
-                success[episode[finished]] = np.asarray(info.get("success", np.zeros(envs.num_envs)))[finished]
-                bar.update(int(finished.sum()))
-                episode[ended] = started + np.arange(ended.sum())
-                started += int(ended.sum())
-                seeds: list[int | None] = [seed + int(i) for i in episode]
-                obs, _ = envs.reset(seed=seeds, options={"reset_mask": ended})
+        while at_work:
+            for group, reply in pool.receive():
+                playing = episode[group]
+                current = playing[reply.stepped]
+                returns[current] += reply.reward[reply.stepped]
+                lengths[current] += 1
+                success[playing[reply.ended]] = reply.success[reply.ended]
+                bar.update(int(reply.ended.sum()))
+                playing[reply.ended] = [next(upcoming, -1) for _ in range(reply.ended.sum())]
+                if (playing < 0).all():
+                    at_work.remove(group)
+                    continue
+                reset = np.where(reply.ended & (playing >= 0), seed + playing, -1)
+                action = _act(act, np.asarray(seed), playing, lengths[playing], reply.obs)
+                pool.send(group, np.asarray(action), reset)
     return Evaluation(success, returns, lengths)
 
 
-@jax.jit
-def _keys(seed, episode, step):
-    fold = jax.random.fold_in
-    return jax.vmap(lambda e, s: fold(fold(jax.random.key(seed), e), s))(episode, step)
-
-
 @eqx.filter_jit
-def _act(act, obs, keys):
-    return jax.vmap(lambda obs, key: act(obs, key=key))(obs, keys)
+def _act(act, seed, episode, step, obs):
+    def one(episode, step, obs):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), episode), step)
+        return act(obs, key=key)
+
+    return jax.vmap(one)(episode, step, obs)

@@ -1,6 +1,6 @@
 """Evaluation counts every episode once, whatever its length and however many environments there are."""
 
-from functools import partial
+import os
 
 import equinox as eqx
 import gymnasium
@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from shortcutrl.evaluate import ChunkedActions, Evaluation, evaluate, vector_env
+from shortcutrl.evaluate import ChunkedActions, EnvPool, Evaluation, evaluate
 
 
 class Countdown(gymnasium.Env):
@@ -38,8 +37,9 @@ class Actor(eqx.Module):
         return jnp.array([self.scale * obs[0] + jax.random.uniform(key), 0.0], jnp.float32)
 
 
-def sync(num_envs):
-    return SyncVectorEnv([Countdown] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
+def here(num_envs):
+    """All in this process."""
+    return EnvPool(Countdown, processes=0, envs_per_process=num_envs)
 
 
 def lengths(seed, episodes):
@@ -50,17 +50,17 @@ def lengths(seed, episodes):
 @pytest.mark.parametrize("num_envs", [1, 2, 5, 16])
 @pytest.mark.parametrize("episodes", [1, 7])
 def test_every_episode_counts_once(num_envs, episodes):
-    result = evaluate(Actor(jnp.array(1.0)), sync(num_envs), episodes=episodes, seed=11)
+    result = evaluate(Actor(jnp.array(1.0)), here(num_envs), episodes=episodes, seed=11)
     expected = lengths(11, episodes)
     np.testing.assert_array_equal(result.episode_length, expected)
     np.testing.assert_array_equal(result.success, np.array(expected) <= 8)
-    alone = evaluate(Actor(jnp.array(1.0)), sync(1), episodes=episodes, seed=11)
+    alone = evaluate(Actor(jnp.array(1.0)), here(1), episodes=episodes, seed=11)
     np.testing.assert_allclose(result.episode_return, alone.episode_return, rtol=1e-6)
 
 
 def test_short_episodes_are_not_favoured():
     """Counting the first episodes to end, of environments that go on by themselves, favours the short."""
-    result = evaluate(Actor(jnp.array(0.0)), sync(16), episodes=16, seed=0)
+    result = evaluate(Actor(jnp.array(0.0)), here(16), episodes=16, seed=0)
     played = [lengths(16 * env, 16) for env in range(16)]
     first_to_end = sorted(end for row in played for end in zip(np.cumsum(row), row, strict=True))[:16]
     assert np.mean([length <= 8 for _, length in first_to_end]) > 0.4
@@ -100,10 +100,72 @@ def test_only_flat_boxes_are_chunked():
         ChunkedActions(env, 2)
 
 
-def test_processes_agree_with_one_process():
-    with vector_env(Countdown, 2) as envs:
-        result = evaluate(Actor(jnp.array(1.0)), envs, episodes=5, seed=2)
-    expected = evaluate(Actor(jnp.array(1.0)), sync(2), episodes=5, seed=2)
+@pytest.mark.parametrize(("processes", "envs_per_process"), [(1, 1), (2, 3), (3, 1)])
+def test_processes_agree_with_one_process(processes, envs_per_process):
+    with EnvPool(Countdown, processes=processes, envs_per_process=envs_per_process) as pool:
+        for episodes in (5, 2, 11):  # a pool can be used again
+            result = evaluate(Actor(jnp.array(1.0)), pool, episodes=episodes, seed=2)
+            expected = evaluate(Actor(jnp.array(1.0)), here(2), episodes=episodes, seed=2)
+            jax.tree.map(np.testing.assert_allclose, result, expected)
+
+
+class Counting(Countdown):
+    """Refuses to step after its end, as an environment may."""
+
+    def step(self, action):
+        assert self.left > 0, "stepped after its end"
+        return super().step(action)
+
+
+def test_an_environment_rests_after_its_last_episode():
+    pool = EnvPool(Counting, processes=0, envs_per_process=4)
+    result = evaluate(Actor(jnp.array(1.0)), pool, episodes=5)
+    assert result.episode_length.tolist() == lengths(0, 5)
+
+
+class Faulty(Countdown):
+    def step(self, action):
+        raise ZeroDivisionError("of the environment")
+
+
+def test_what_an_environment_raises_is_told():
+    pool = EnvPool(Faulty, processes=1)
+    with pool, pytest.raises(RuntimeError, match="ZeroDivisionError: of the environment"):
+        evaluate(Actor(jnp.array(1.0)), pool, episodes=1)
+
+
+class Dying(Countdown):
+    def step(self, action):
+        os._exit(1)
+
+
+def test_a_dead_process_is_told():
+    pool = EnvPool(Dying, processes=2)
+    with pool, pytest.raises(RuntimeError, match="an environment's process died"):
+        evaluate(Actor(jnp.array(1.0)), pool, episodes=20)
+
+
+class Nested(Countdown):
+    """Observes a dictionary."""
+
+    observation_space = gymnasium.spaces.Dict({"left": Countdown.observation_space})
+
+    def reset(self, **options):
+        obs, info = super().reset(**options)
+        return {"left": obs}, info
+
+    def step(self, action):
+        obs, *rest = super().step(action)
+        return {"left": obs}, *rest
+
+
+def test_observations_may_be_dictionaries():
+    def act(actor, obs, *, key):
+        return actor(obs["left"], key=key)
+
+    pool = EnvPool(Nested, processes=0, envs_per_process=3)
+    result = evaluate(eqx.Partial(act, Actor(jnp.array(1.0))), pool, episodes=5)
+    expected = evaluate(Actor(jnp.array(1.0)), here(3), episodes=5)
     jax.tree.map(np.testing.assert_array_equal, result, expected)
 
 
@@ -115,7 +177,7 @@ def test_new_parameters_do_not_compile_anew():
         return jnp.array([scale, scale], jnp.float32)
 
     for scale in (1.0, 2.0, 3.0):
-        evaluate(eqx.Partial(act, jnp.array(scale)), sync(2), episodes=2)
+        evaluate(eqx.Partial(act, jnp.array(scale)), here(2), episodes=2)
     assert len(traces) == 1
 
 
@@ -125,10 +187,21 @@ def test_wilson_interval():
     np.testing.assert_allclose(result.success_interval(), (0.5958, 0.9821), atol=1e-4)  # Wilson (1927)
 
 
+def test_bootstrap_interval():
+    returns = np.random.default_rng(1).normal(size=400)
+    result = Evaluation(returns > 0, returns, np.ones(400))
+    normal = returns.mean() + np.array([-1.96, 1.96]) * returns.std() / 20
+    np.testing.assert_allclose(result.return_interval(), normal, atol=0.02)
+    same = Evaluation(np.ones(3, bool), np.full(3, 2.0), np.ones(3))
+    assert same.return_interval() == (2.0, 2.0)
+
+
 def test_refusals():
     with pytest.raises(ValueError, match="`episodes` must be at least 1, got 0"):
-        evaluate(Actor(jnp.array(1.0)), sync(1), episodes=0)
-    with pytest.raises(ValueError, match=r"autoreset_mode=AutoresetMode\.DISABLED"):
-        evaluate(Actor(jnp.array(1.0)), SyncVectorEnv([Countdown]), episodes=1)
-    with pytest.raises(ValueError, match="`num_envs` must be at least 1, got 0"), vector_env(partial(Countdown), 0):
-        pass
+        evaluate(Actor(jnp.array(1.0)), here(1), episodes=0)
+    with pytest.raises(ValueError, match="`seed` must not be negative, got -1"):
+        evaluate(Actor(jnp.array(1.0)), here(1), episodes=1, seed=-1)
+    with pytest.raises(ValueError, match="`processes` must not be negative, got -1"):
+        EnvPool(Countdown, processes=-1)
+    with pytest.raises(ValueError, match="`envs_per_process` must be at least 1, got 0"):
+        EnvPool(Countdown, envs_per_process=0)

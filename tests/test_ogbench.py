@@ -11,7 +11,7 @@ import ogbench
 import pytest
 
 from shortcutrl import data
-from shortcutrl.data import _ogbench
+from shortcutrl.data import _generate, _ogbench, _oracles
 
 pytestmark = [
     # OGBench declares its action space in float64 and asks for float32, and leaves the files that it reads open.
@@ -66,33 +66,117 @@ def test_the_number_of_processes_does_not_matter(made, tmp_path):
     assert not np.array_equal(one["actions"], arrays(made)["actions"][:40])  # episodes differ
 
 
+MAZE = {"dataset": "pointmaze-medium-stitch-v0", "episodes": 60, "seed": 5, "processes": 1}
+
+
+@pytest.fixture(scope="module")
+def maze(tmp_path_factory):
+    """Made without an interruption."""
+    return data.generate(path=tmp_path_factory.mktemp("maze") / "maze.npz", progress=False, **MAZE)
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_an_interrupted_generation_leaves_no_dataset(how, tmp_path):
-    code = (
+def test_an_interrupted_generation_goes_on_to_the_same_data(how, maze, tmp_path):
+    script, path = tmp_path / "script.py", tmp_path / "maze.npz"
+    script.write_text(
         "from shortcutrl.data import generate\n"
         "if __name__ == '__main__':\n"
-        f"    generate('scene-play-v0', {str(tmp_path / 'cut.npz')!r}, episodes=500, processes=1)\n"
+        f"    generate(path={str(path)!r}, **{MAZE})\n"
     )
-    script = tmp_path / "script.py"
-    script.write_text(code)
-    process = subprocess.Popen([sys.executable, script], stderr=subprocess.PIPE, start_new_session=True)
-    assert process.stderr is not None
-    while b"episode" not in (said := os.read(process.stderr.fileno(), 4096)):  # the progress bar: the pool is at work
-        assert said, "generation ended before it was interrupted"
-    time.sleep(5)
+    process = subprocess.Popen([sys.executable, script], stderr=subprocess.PIPE, start_new_session=True, text=True)
+    parts = tmp_path / "maze.parts"
+    while len(finished := list(parts.glob("*.npz"))) < 10:
+        assert process.poll() is None, "generation ended before it was interrupted"
+        time.sleep(0.01)
     os.killpg(process.pid, how)
-    process.communicate(timeout=60)
+    said = process.communicate(timeout=60)[1]
     assert process.returncode != 0
-    assert list(tmp_path.iterdir()) == [script]
+    assert said.count("Traceback") == (1 if how == signal.SIGINT else 0)  # the caller's, none of the workers
+    assert not path.exists()
+    assert len(list(parts.glob("*.npz"))) < 66
+
+    kept = {part: part.stat().st_mtime_ns for part in finished}
+    resumed = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True, timeout=120)
+    assert " 0/66" not in resumed.stderr  # it goes on from what was finished
+    assert kept
+    for suffix in (".npz", "-val.npz"):
+        one, two = (arrays(p.with_name(p.stem + suffix)) for p in (maze, path))
+        for key in one:
+            np.testing.assert_array_equal(one[key], two[key])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["maze-val.npz", "maze.npz", "script.py"]
+
+
+def test_what_another_recipe_left_is_not_used(maze, tmp_path):
+    left = _generate._open_parts(tmp_path / "maze.parts", {"dataset": MAZE["dataset"], "seed": 6})
+    (left / "0.npz").write_bytes(b"of another seed")
+    again = data.generate(path=tmp_path / "maze.npz", progress=False, **MAZE)
+    np.testing.assert_array_equal(arrays(again)["actions"], arrays(maze)["actions"])
+
+
+@pytest.mark.parametrize("dataset", data.CAN_GENERATE)
+def test_every_recipe(dataset):
+    behaviour = _oracles.make_behaviour(dataset, episode_steps=12)
+    episode = _oracles.record(behaviour, np.random.SeedSequence(1))
+    again = _oracles.record(behaviour, np.random.SeedSequence(1))
+    assert episode is not None
+    assert again is not None
+    for key, values in episode.items():
+        assert len(values) == 12
+        np.testing.assert_array_equal(values, again[key])  # whatever the process did before
+    assert np.abs(episode["actions"]).max() <= 1
+    assert episode["terminals"].tolist() == [False] * 11 + [True]
+    behaviour.env.close()
+
+
+def test_recipes_are_of_the_published_sizes():
+    """Episodes and steps in the commands that OGBench publishes (data_gen_scripts/commands.sh)."""
+    assert len(_oracles.RECIPES) == 26
+    million = [name for name, recipe in _oracles.RECIPES.items() if recipe == (1000, 1001)]
+    assert len(million) == 2 * (2 + 1 + 2) + 3
+    for name in ("cube-triple-play-v0", "puzzle-4x5-noisy-v0"):
+        assert _oracles.RECIPES[name] == (3000, 1001)
+    for name in ("cube-quadruple-noisy-v0", "puzzle-4x6-play-v0"):
+        assert _oracles.RECIPES[name] == (5000, 1001)
+    assert _oracles.RECIPES["pointmaze-giant-navigate-v0"] == (500, 2001)
+    assert _oracles.RECIPES["pointmaze-teleport-stitch-v0"] == (5000, 201)
+
+
+def test_stitch_ends_four_cells_away_and_navigate_goes_on():
+    def visited(dataset, steps):
+        behaviour = _oracles.make_behaviour(dataset, steps)
+        for seed in range(10):
+            episode = _oracles.record(behaviour, np.random.SeedSequence(seed))
+            assert episode is not None
+            yield behaviour, [behaviour.maze.xy_to_ij(xy) for xy in episode["observations"]]
+
+    for behaviour, cells in visited("pointmaze-large-stitch-v0", 201):
+        near = behaviour._cells_at_distance(cells[0], 4)
+        reached = min(np.hypot(*np.subtract(behaviour.maze.xy_to_ij(behaviour.maze.get_xy()), c)) for c in near)
+        assert reached <= 1  # within the goal's tolerance of a quarter cell, and noise
+    assert np.mean([len(set(cells)) for _, cells in visited("pointmaze-large-navigate-v0", 1001)]) > 15
+
+
+def test_noisy_data_is_noisier_than_play():
+    """White noise and random actions: successive actions agree less."""
+
+    def agreement(dataset):
+        behaviour = _oracles.make_behaviour(dataset, 400)
+        episode = _oracles.record(behaviour, np.random.SeedSequence(0))
+        assert episode is not None
+        action = episode["actions"][:, :3]
+        return np.mean([np.corrcoef(a[1:], a[:-1])[0, 1] for a in action.T])
+
+    assert agreement("cube-single-play-v0") > agreement("cube-single-noisy-v0") + 0.1
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"dataset": "scene-noisy-v0"}, "`dataset` must be one of .*scene-play-v0.*, got 'scene-noisy-v0'"),
+        ({"dataset": "scene-nosy-v0"}, "`dataset` must be one of .*scene-noisy-v0.*, got 'scene-nosy-v0'"),
         ({"path": "here.txt"}, r"`path` must end in \.npz, got 'here.txt'"),
         ({"episodes": 0}, "`episodes` must be at least 1, got 0"),
         ({"processes": 0}, "`processes` must be at least 1, got 0"),
+        ({"seed": -1}, "`seed` must not be negative, got -1"),
     ],
 )
 def test_generate_refuses(changed, message, tmp_path):

@@ -15,11 +15,13 @@ import gymnasium
 import numpy as np
 import ogbench
 import ogbench.utils
+from filelock import FileLock
 from ogbench.relabel_utils import relabel_dataset
 from ogbench.utils import load_dataset
 
 from shortcutrl._types import Transition
-from shortcutrl.data._generate import CAN_GENERATE, generate
+from shortcutrl.data._generate import generate
+from shortcutrl.data._oracles import RECIPES
 from shortcutrl.data._transitions import transitions
 
 DEFAULT_FOLDER = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "shortcutrl"
@@ -44,7 +46,7 @@ def load_ogbench(
     name: str,
     *,
     folder: str | os.PathLike[str] = DEFAULT_FOLDER,
-    episodes: int = 1000,
+    episodes: int | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> Task:
@@ -53,13 +55,13 @@ def load_ogbench(
     Uses OGBench's own file where it has been downloaded, downloads it where its host can be reached, and otherwise
     makes a dataset of `episodes` episodes on the spot, with OGBench's scripted oracles where they exist
     ([`generate`][shortcutrl.data.generate]). What is downloaded is kept where OGBench keeps it (`~/.ogbench/data`),
-    what is made in `folder`; both are used again.
+    what is made in `folder`; both are used again, and of several processes that want the same one makes it.
 
     **Arguments:**
 
     - `name`: an OGBench dataset name with `singletask`.
     - `folder`: where datasets that are made on the spot are kept; by default `~/.cache/shortcutrl`.
-    - `episodes`, `seed`: of a dataset that is made on the spot.
+    - `episodes`, `seed`: of a dataset that is made on the spot; by default as many episodes as OGBench publishes.
     - `progress`: whether to show progress bars.
 
     **Returns:** the [`Task`][shortcutrl.data.Task].
@@ -113,20 +115,30 @@ def _split(name: str) -> tuple[str, str]:
     raise ValueError(f"`name` must be an OGBench single-task dataset, got {name!r}; {hint}")
 
 
-def _find(dataset_name: str, folder: Path, episodes: int, seed: int, progress: bool) -> Path:
+def _find(dataset_name: str, folder: Path, episodes: int | None, seed: int, progress: bool) -> Path:
     downloaded = Path(ogbench.utils.DEFAULT_DATASET_DIR).expanduser()
-    for path in (downloaded / f"{dataset_name}.npz", folder / f"{dataset_name}-{episodes}-episodes-seed-{seed}.npz"):
-        if path.exists() and path.with_name(f"{path.stem}-val.npz").exists():
+    episodes = episodes or (RECIPES[dataset_name].episodes if dataset_name in RECIPES else 0)
+    made = folder / f"{dataset_name}-{episodes}-episodes-seed-{seed}.npz"
+    for path in (downloaded / f"{dataset_name}.npz", made):
+        if _complete(path):
             return path
     if _reachable(f"{ogbench.utils.DATASET_URL}/{dataset_name}.npz"):
         ogbench.download_datasets([dataset_name])
         return downloaded / f"{dataset_name}.npz"
-    if dataset_name not in CAN_GENERATE:
+    if dataset_name not in RECIPES:
         raise OSError(
             f"the host of OGBench's datasets cannot be reached, and {dataset_name} cannot be made on the spot. "
             f"Put {dataset_name}.npz and {dataset_name}-val.npz from {ogbench.utils.DATASET_URL} into {downloaded}."
         )
-    return generate(dataset_name, path, episodes=episodes, seed=seed, progress=progress)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f".{made.stem}.lock"):
+        if _complete(made):  # by another process, while this one waited
+            return made
+        return generate(dataset_name, made, episodes=episodes, seed=seed, progress=progress)
+
+
+def _complete(path: Path) -> bool:
+    return path.exists() and path.with_name(f"{path.stem}-val.npz").exists()
 
 
 def _reachable(url: str, timeout: float = 5.0) -> bool:
