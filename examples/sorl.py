@@ -3,8 +3,8 @@
 The dataset is OGBench's own where it can be downloaded; elsewhere OGBench's scripted oracles make one on the spot.
 """
 
+import argparse
 import dataclasses
-import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -14,13 +14,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import matplotlib
+import numpy as np
 import optax
-import orbax.checkpoint as ocp
 import tyro
+from runs import Run
 from tqdm import tqdm
 
 from shortcutrl import Transition, bon_select, data, nn, sorl
-from shortcutrl.evaluate import ChunkedActions, Evaluation, evaluate, vector_env
+from shortcutrl.evaluate import EnvPool, Evaluation, evaluate
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -32,12 +33,13 @@ class Args:
     preset: Literal["laptop", "paper", "smoke"] = "laptop"  # a quarter of an hour, the published million updates, or 20
 
     env: str = "scene-play-singletask-task1-v0"  # an OGBench single-task dataset
-    out: Path = Path("runs/sorl")  # the folder for metrics, pictures and the checkpoint
+    out: Path = Path("runs/sorl")  # the folder of the run; the same command again goes on where it stopped
     data_episodes: int = 200  # episodes of a dataset that is made on the spot
     seed: int = 0  # of the networks and the training
 
-    updates: int = 8_000  # gradient steps
-    updates_per_dispatch: int = 200  # gradient steps in one call of the compiled program
+    updates: int = 16_000  # gradient steps
+    updates_per_dispatch: int = 200  # gradient steps in one call of the compiled program, and one line of metrics
+    updates_per_checkpoint: int = 1_000  # a multiple of them
     batch_size: int = 256  # transitions in one gradient step
     width: int = 256  # of each hidden layer
     depth: int = 3  # hidden layers
@@ -45,19 +47,19 @@ class Args:
     schedule: Literal["cosine", "constant"] = "cosine"  # cosine: rises over a tenth of the updates, then falls to 0
     flow_matching_weight: float = 10.0  # of matching the data's velocity by the smallest step
     self_consistency_weight: float = 10.0  # of two half-jumps landing where one jump lands
-    q_weight: float = 1.0  # of maximising Q; 0 is behaviour cloning
+    q_weight: float = 10.0  # of maximising Q; 0 is behaviour cloning
     num_steps: int = 8  # M, the largest number of jumps that the policy learns
     max_jumps: int = 2  # M_BTT, the largest number of jumps that Q is maximised through
     discount: float = 0.99  # gamma
     tau: float = 0.02  # how far the target networks move at each update
     condition_on_k: bool = False  # whether the critic sees the number of jumps
-    chunk: int = 5  # actions that the policy decides on at once, and then carries out
+    n_step: int = 5  # steps that a TD target looks ahead
     aggregate: Literal["min", "mean"] = "mean"  # of the ensemble of critics
 
     k: int = 2  # jumps to act with, the headline of the table
-    n: int = 8  # candidates to act with
+    n: int = 1  # candidates to act with
     episodes: int = 50  # episodes to evaluate each cell of the table on
-    num_envs: int = 4  # environments to evaluate in at once, each in a process of its own
+    processes: int = 4  # that hold the environments of the evaluation, four in each; two for each core are best
 
     @property
     def jumps(self) -> list[int]:
@@ -65,10 +67,15 @@ class Args:
 
     def check(self) -> sorl.Config:
         """The training's configuration; finds out before hours of work what would fail after them."""
-        sizes = ("data_episodes", "updates", "updates_per_dispatch", "batch_size", "width", "depth", "chunk")
-        for name in (*sizes, "n", "episodes", "num_envs"):
+        sizes = ("data_episodes", "updates", "updates_per_dispatch", "batch_size", "width", "depth", "n_step")
+        for name in (*sizes, "n", "episodes", "processes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.updates_per_checkpoint < 1 or self.updates_per_checkpoint % self.updates_per_dispatch:
+            raise ValueError(
+                f"`updates_per_checkpoint` must be a multiple of `updates_per_dispatch` = {self.updates_per_dispatch}, "
+                f"got {self.updates_per_checkpoint}."
+            )
         if self.k not in self.jumps:
             raise ValueError(f"`k` must be a power of two up to `num_steps` = {self.num_steps}, got {self.k}.")
         cosine = optax.warmup_cosine_decay_schedule(0.0, self.learning_rate, self.updates // 10, self.updates)
@@ -91,18 +98,28 @@ PRESETS = {
     "paper": Args(
         updates=1_000_000,
         updates_per_dispatch=1_000,
+        updates_per_checkpoint=10_000,
         width=512,
         depth=4,
         max_jumps=8,
         learning_rate=1e-4,
-        q_weight=100.0,  # unless PUBLISHED says otherwise
         schedule="constant",
         tau=0.005,
-        chunk=1,
+        n_step=1,
         condition_on_k=True,
         data_episodes=1_000,
     ),
-    "smoke": Args(data_episodes=1, updates=20, width=32, depth=1, num_steps=2, episodes=1, num_envs=1),
+    "smoke": Args(
+        data_episodes=1,
+        updates=20,
+        updates_per_dispatch=10,
+        updates_per_checkpoint=10,
+        width=32,
+        depth=1,
+        num_steps=2,
+        episodes=1,
+        processes=1,
+    ),
 }
 
 # What the published configuration sets for each environment, from the README of the authors' code.
@@ -119,25 +136,30 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 
 def parse() -> Args:
-    args = tyro.cli(Args, description=__doc__)
-    preset = PRESETS[args.preset]
-    if args.preset == "paper":
-        preset = dataclasses.replace(preset, **PUBLISHED.get(args.env.split("-singletask")[0], {}))
-    return tyro.cli(Args, description=__doc__, default=preset)  # what is given still wins
+    peek = argparse.ArgumentParser(add_help=False)  # the preset says which defaults `--help` shows
+    for name in ("--preset", "--env", "--q-weight"):
+        peek.add_argument(name)
+    given, _ = peek.parse_known_args()
+    preset = PRESETS.get(given.preset, PRESETS["laptop"])
+    if given.preset == "paper":
+        family = (given.env or preset.env).split("-singletask")[0]
+        if family not in PUBLISHED and given.q_weight is None:
+            sys.exit(f"sorl.py: no published `q_weight` for {family}: choose one by `--q-weight` (they are 10 to 500).")
+        preset = dataclasses.replace(preset, preset="paper", **PUBLISHED.get(family, {}))
+    return tyro.cli(Args, description=__doc__, default=preset)
 
 
-def act(policy, critic, obs, *, k: int, n: int, action_size: int, aggregate: str, key):
-    noise = jax.random.normal(key, (n, action_size))
-    return bon_select(policy, critic, obs, noise, k=k, aggregate=aggregate, clip=(-1.0, 1.0))[0]
+def initial_state(args: Args, config: sorl.Config, sizes: tuple[int, int], key) -> sorl.State:
+    policy_key, critic_key = jax.random.split(key)
+    shape: dict[str, Any] = {"width": args.width, "depth": args.depth}
+    policy = nn.ShortcutPolicy(*sizes, **shape, key=policy_key)
+    critic = nn.EnsembleCritic(*sizes, **shape, condition_on_k=args.condition_on_k, key=critic_key)
+    return sorl.init(policy, critic, config=config)
 
 
-def train(args: Args, config: sorl.Config, dataset: Transition) -> tuple[sorl.State, list[dict[str, float]]]:
-    policy_key, critic_key, key = jax.random.split(jax.random.key(args.seed), 3)
-    sizes = dataset.obs.shape[-1], dataset.action.shape[-1]
-    policy = nn.ShortcutPolicy(*sizes, width=args.width, depth=args.depth, key=policy_key)
-    critic = nn.EnsembleCritic(
-        *sizes, width=args.width, depth=args.depth, condition_on_k=args.condition_on_k, key=critic_key
-    )
+def train(args: Args, config: sorl.Config, dataset: Transition, run: Run) -> sorl.State:
+    init_key, train_key = jax.random.split(jax.random.key(args.seed))
+    state = run.restore(initial_state(args, config, (dataset.obs.shape[-1], dataset.action.shape[-1]), init_key))
 
     @partial(jax.jit, donate_argnums=0)
     def many_updates(state, dataset, keys):
@@ -149,35 +171,51 @@ def train(args: Args, config: sorl.Config, dataset: Transition) -> tuple[sorl.St
         state, info = jax.lax.scan(one_update, state, keys)
         return state, jax.tree.map(jnp.mean, info)
 
-    state, history = sorl.init(policy, critic, config=config), []
-    with tqdm(total=args.updates, desc="training", unit="update") as bar:
-        while bar.n < args.updates:
-            key, dispatch_key = jax.random.split(key)
-            keys = jax.random.split(dispatch_key, min(args.updates_per_dispatch, args.updates - bar.n))
+    with tqdm(total=args.updates, initial=run.step, desc="training", unit="update") as bar:
+        while (done := bar.n) < args.updates:
+            count = min(args.updates_per_dispatch, args.updates - done)
+            keys = jax.random.split(jax.random.fold_in(train_key, done), count)
             state, info = many_updates(state, dataset, keys)
-            bar.update(len(keys))
-            history.append({"updates": bar.n, **{name: float(value) for name, value in info._asdict().items()}})
-            bar.set_postfix({name: f"{history[-1][name]:.3g}" for name in ("td", "q", "flow_matching")})
-    return state, history
+            values = {name: float(value) for name, value in info._asdict().items()}
+            bar.update(count)
+            bar.set_postfix({name: f"{values[name]:.3g}" for name in ("td", "q", "flow_matching")})
+            run.log(bar.n, values)
+            if bar.n % args.updates_per_checkpoint == 0 or bar.n == args.updates:
+                run.save(bar.n, state)
+    return state
 
 
-def evaluate_table(args: Args, state: sorl.State, task: data.Task) -> dict[tuple[int, int], Evaluation]:
-    """Success for every number of jumps and of candidates, from the same starts."""
-    table, make_env, length = {}, task.make_env, args.chunk
-    action_size = length * task.dataset.action.shape[-1]
+def act(policy, critic, obs, *, k: int, n: int, action_size: int, aggregate: str, key):
+    noise = jax.random.normal(key, (n, action_size))
+    return bon_select(policy, critic, obs, noise, k=k, aggregate=aggregate, clip=(-1.0, 1.0))[0]
+
+
+def actor(args: Args, state: sorl.State, *, k: int, n: int, action_size: int) -> eqx.Partial:
+    """The policy that takes k jumps and the best of n candidates, for `evaluate`."""
+    critic = eqx.Partial(state.critic, k=k) if args.condition_on_k else state.critic
+    return eqx.Partial(act, state.policy, critic, k=k, n=n, action_size=action_size, aggregate=args.aggregate)
+
+
+def evaluate_table(args: Args, state: sorl.State, task: data.Task, run: Run) -> dict[tuple[int, int], Evaluation]:
+    """Success for every number of jumps and of candidates, from the same starts; each cell is kept when it is done."""
+    table = {}
+    for row in run.rows("table"):
+        if row["episodes"] == args.episodes:
+            table[row["k"], row["n"]] = Evaluation(*(np.array(row[name]) for name in Evaluation._fields))
     cells = [(k, n) for n in sorted({1, 8, args.n}) for k in args.jumps]
-    with vector_env(lambda: ChunkedActions(make_env(), length), args.num_envs) as envs:
-        for k, n in tqdm(cells, desc="evaluating", unit="cell"):
-            critic = eqx.Partial(state.critic, k=k) if args.condition_on_k else state.critic
-            options = {"k": k, "n": n, "action_size": action_size, "aggregate": args.aggregate}
-            actor = eqx.Partial(act, state.policy, critic, **options)
-            table[k, n] = evaluate(actor, envs, episodes=args.episodes)
-    return table
+    if missing := [cell for cell in cells if cell not in table]:
+        with EnvPool(task.make_env, processes=args.processes) as pool:
+            for k, n in tqdm(missing, desc="evaluating", unit="cell"):
+                policy = actor(args, state, k=k, n=n, action_size=task.dataset.action.shape[-1])
+                table[k, n] = cell = evaluate(policy, pool, episodes=args.episodes)
+                row = {"k": k, "n": n, "episodes": args.episodes}
+                run.append("table", row | {name: values.tolist() for name, values in cell._asdict().items()})
+    return {cell: table[cell] for cell in cells}
 
 
 def draw(args: Args, history: list[dict[str, float]], table: dict[tuple[int, int], Evaluation]) -> Figure:
     figure, axes = plt.subplots(1, 4, figsize=(16, 3.6), layout="constrained")
-    updates = [row["updates"] for row in history]
+    updates = [row["step"] for row in history]
     for axis, names in zip(axes, [["td"], ["q"], ["flow_matching", "self_consistency"]], strict=False):
         for name in names:
             axis.plot(updates, [row[name] for row in history], label=name)
@@ -208,28 +246,23 @@ def main() -> None:
     args = parse()
     try:
         config = args.check()
-        args.out.mkdir(parents=True, exist_ok=True)
-        (metrics := args.out / "metrics.jsonl").touch()  # an unwritable folder is found out now
+        args.out.mkdir(parents=True, exist_ok=True)  # an unwritable folder is found out now
         task = data.load_ogbench(args.env, episodes=args.data_episodes)
-        dataset = data.chunk(task.dataset, task.episode_end, length=args.chunk, discount=args.discount)
-    except (ValueError, OSError) as error:
+        dataset = data.n_step(task.dataset, task.episode_end, n=args.n_step, discount=args.discount)
+        free = ("preset", "out", "k", "n", "episodes", "processes")  # what may change when a run goes on
+        settings = {name: value for name, value in dataclasses.asdict(args).items() if name not in free}
+        with Run(args.out, {**settings, "dataset": task.path.name}) as run:
+            state = train(args, config, dataset, run)
+            table = evaluate_table(args, state, task, run)
+            draw(args, run.rows("metrics"), table).savefig(args.out / "sorl.png", dpi=120)
+    except ValueError as error:
         sys.exit(f"sorl.py: {error}")
+    except OSError as error:
+        sys.exit(f"sorl.py: {error} (what {args.out} holds is kept: the same command goes on from there)")
     except KeyboardInterrupt:
-        sys.exit("sorl.py: interrupted; a dataset that is complete is kept, a half-made one is not")
-
-    state, history = train(args, config, dataset)
-    metrics.write_text("".join(json.dumps(row) + "\n" for row in history))
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(args.out.absolute() / "checkpoint", state, force=True)
-    table = evaluate_table(args, state, task)
-    rows = [
-        {"k": k, "n": n, "success": cell.success.tolist(), "return": cell.episode_return.tolist()}
-        for (k, n), cell in table.items()
-    ]
-    (args.out / "table.json").write_text(json.dumps(rows))
-    draw(args, history, table).savefig(args.out / "sorl.png", dpi=120)
+        sys.exit("sorl.py: interrupted; the same command goes on from what is done")
     print(report(args, table))
-    print(f"metrics, picture and checkpoint: {args.out}")
+    print(f"metrics, picture and checkpoints: {args.out}")
 
 
 if __name__ == "__main__":

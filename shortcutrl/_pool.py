@@ -2,6 +2,7 @@
 
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
@@ -34,7 +35,8 @@ class _Group:
 
     def answer(self, actions: np.ndarray | None, seeds: np.ndarray) -> Reply:
         size = len(self.envs)
-        reward, stepped, ended, success = np.zeros(size), np.zeros(size, bool), np.zeros(size, bool), np.zeros(size, bool)
+        reward = np.zeros(size)
+        stepped, ended, success = np.zeros((3, size), bool)
         for i, env in enumerate(self.envs):
             if seeds[i] >= 0:
                 self.obs[i], _ = env.reset(seed=int(seeds[i]))
@@ -92,10 +94,8 @@ class EnvPool:
         if self._local is not None:
             self._answered.append((group, self._local.answer(actions, seeds)))
             return
-        try:
+        with suppress(OSError):  # of a dead worker: `receive` says so
             self._connections[group].send((actions, seeds))
-        except OSError:
-            pass  # a dead worker: `receive` says so
 
     def receive(self) -> list[tuple[int, Reply]]:
         """Wait until a group has answered; the replies that are there, each with the group's index."""

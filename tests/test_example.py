@@ -29,12 +29,14 @@ def test_the_smoke_run_does_everything(cache, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "k = 2, n = 8" in done.stdout
     assert "update/s" in done.stderr
-    table = json.loads((tmp_path / "out" / "table.json").read_text())
+    table, metrics = (
+        [json.loads(line) for line in (tmp_path / "out" / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("table", "metrics")
+    )
     assert [(cell["k"], cell["n"]) for cell in table] == [(1, 1), (2, 1), (1, 8), (2, 8)]
-    metrics = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
-    assert metrics[-1]["updates"] == 20
+    assert [row["step"] for row in metrics] == [10, 20]
     assert (tmp_path / "out" / "sorl.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "out" / "checkpoint").is_dir()
+    assert (tmp_path / "out" / "checkpoints" / "20").is_dir()
     assert list((cache / "shortcutrl").glob("*.npz"))
 
 
@@ -48,6 +50,11 @@ def test_the_smoke_run_does_everything(cache, tmp_path):
         (["--n", "0"], "`n` must be at least 1"),
         (["--episodes", "0"], "`episodes` must be at least 1"),
         (["--updates", "0"], "`updates` must be at least 1"),
+        (["--updates-per-checkpoint", "15"], "`updates_per_checkpoint` must be a multiple of"),
+        (
+            ["--preset", "paper", "--env", "cube-triple-play-singletask-v0"],
+            "no published `q_weight` for cube-triple-play",
+        ),
     ],
 )
 def test_bad_input_gets_one_clear_line_before_any_work(args, message, cache, tmp_path):
@@ -56,6 +63,12 @@ def test_bad_input_gets_one_clear_line_before_any_work(args, message, cache, tmp
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert "training" not in done.stderr
+
+
+def test_help_shows_the_defaults_of_the_preset(cache):
+    help_of = {preset: run(cache, "--preset", preset, "--help").stdout for preset in ("laptop", "paper")}
+    assert "(default: 8000)" in help_of["laptop"]
+    assert "(default: 1000000)" in help_of["paper"]
 
 
 def test_help_explains_every_option(cache):

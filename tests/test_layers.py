@@ -10,18 +10,20 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "shortcutrl"
 
 FLOORS = [
-    {"_types"},
+    {"_types", "_processes"},
     {"_checks"},
     {"_step", "_path"},
     {"_shortcut", "_value"},
     {"_improve", "_select"},
     {"sorl"},
+    {"_pool"},
     {"evaluate"},
 ]
 BASE = FLOORS[0] | FLOORS[1]
 BESIDE = {"nn", "data"}
 """These stand on the base, beside the floors: only `evaluate` may use them, and they use only themselves."""
 
+NEED_EXTRAS = {"data", "_pool", "evaluate"}
 FORBIDDEN = {"ogbench", "gymnasium", "mujoco", "matplotlib", "tqdm"}
 """What `import shortcutrl` must not bring in."""
 
@@ -56,7 +58,7 @@ def violations(module, source):
         if package == "shortcutrl":
             if not inside or inside[0] not in allowed(module):
                 yield name
-        elif (package == "optax" and module != "sorl") or (package in FORBIDDEN and module not in {"data", "evaluate"}):
+        elif (package == "optax" and module != "sorl") or (package in FORBIDDEN and module not in NEED_EXTRAS):
             yield name
 
 

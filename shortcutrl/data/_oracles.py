@@ -140,7 +140,8 @@ class Navigation:
         import ogbench.locomaze  # noqa: F401  (registers the environments)
 
         self.env = gymnasium.make(f"{scene}-v0", terminate_at_goal=False, max_episode_steps=episode_steps)
-        self.maze, self.kind = self.env.unwrapped, kind
+        self.maze: Any = self.env.unwrapped
+        self.kind = kind
         free = self.maze.maze_map == 0
         self.cells = [(int(i), int(j)) for i, j in np.argwhere(free)]
         self.goals = [cell for cell in self.cells if not _in_hallway(free, *cell)]
