@@ -33,7 +33,7 @@ class Run:
         for row in done:
             self._show(**row)
 
-    def restore(self, state):
+    def restore(self, state) -> Any:
         """The last checkpoint, or `state`, which has its structure, if there is none."""
         if self.step == 0:
             return state
@@ -79,7 +79,7 @@ class Run:
             raise ValueError(f"{self.folder} holds a run with {was}, not {now}: choose another `out`, or delete it.")
 
 
-def load(folder: Path, state):
+def load_checkpoint(folder: Path, state) -> Any:
     """The last checkpoint of a run, which has the structure of `state`."""
     checkpoints = ocp.CheckpointManager(folder.absolute() / "checkpoints")
     if (step := checkpoints.latest_step()) is None:

@@ -5,6 +5,7 @@ The dataset is OGBench's own where it can be downloaded; elsewhere OGBench's scr
 
 import argparse
 import dataclasses
+import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ import matplotlib
 import numpy as np
 import optax
 import tyro
-from runs import Run
+from runs import Run, load_checkpoint
 from tqdm import tqdm
 
 from shortcutrl import Transition, bon_select, data, nn, sorl
@@ -185,13 +186,24 @@ def train(args: Args, config: sorl.Config, dataset: Transition, run: Run) -> sor
     return state
 
 
+def load(folder: Path) -> tuple[Args, sorl.State]:
+    """The settings and the last checkpoint of a run."""
+    try:
+        settings = json.loads((folder / "settings.json").read_text())
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder} holds no run: train there first, by `sorl.py --out {folder}`.") from error
+    args = Args(out=folder, **{name: value for name, value in settings.items() if name in Args.__dataclass_fields__})
+    sizes = settings["obs_size"], settings["action_size"]
+    return args, load_checkpoint(folder, initial_state(args, args.check(), sizes, jax.random.key(0)))
+
+
 def act(policy, critic, obs, *, k: int, n: int, action_size: int, aggregate: str, key):
     noise = jax.random.normal(key, (n, action_size))
     return bon_select(policy, critic, obs, noise, k=k, aggregate=aggregate, clip=(-1.0, 1.0))[0]
 
 
 def actor(args: Args, state: sorl.State, *, k: int, n: int, action_size: int) -> eqx.Partial:
-    """The policy that takes k jumps and the best of n candidates, for `evaluate`."""
+    """The policy that takes k jumps to each of n candidates and the best of them, for `evaluate`."""
     critic = eqx.Partial(state.critic, k=k) if args.condition_on_k else state.critic
     return eqx.Partial(act, state.policy, critic, k=k, n=n, action_size=action_size, aggregate=args.aggregate)
 
@@ -251,7 +263,8 @@ def main() -> None:
         dataset = data.n_step(task.dataset, task.episode_end, n=args.n_step, discount=args.discount)
         free = ("preset", "out", "k", "n", "episodes", "processes")  # what may change when a run goes on
         settings = {name: value for name, value in dataclasses.asdict(args).items() if name not in free}
-        with Run(args.out, {**settings, "dataset": task.path.name}) as run:
+        sizes = {"obs_size": dataset.obs.shape[-1], "action_size": dataset.action.shape[-1]}
+        with Run(args.out, {**settings, **sizes, "dataset": task.path.name}) as run:
             state = train(args, config, dataset, run)
             table = evaluate_table(args, state, task, run)
             draw(args, run.rows("metrics"), table).savefig(args.out / "sorl.png", dpi=120)

@@ -102,15 +102,17 @@ class EnvPool:
         if self._local is not None:
             answered, self._answered = self._answered, []
             return answered
-        replies = []
-        for connection in wait(self._connections):
+        ready, replies = wait(self._connections), []
+        for group, connection in enumerate(self._connections):
+            if connection not in ready:
+                continue
             try:
-                reply = connection.recv()  # pyright: ignore[reportAttributeAccessIssue]
+                reply = connection.recv()
             except (EOFError, OSError) as error:
                 raise RuntimeError("an environment's process died, perhaps for want of memory.") from error
             if isinstance(reply, str):
                 raise RuntimeError(f"an environment failed in its process:\n{reply}")
-            replies.append((self._connections.index(connection), reply))
+            replies.append((group, reply))
         return replies
 
     def close(self) -> None:

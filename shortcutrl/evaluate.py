@@ -121,15 +121,36 @@ def evaluate(
                     at_work.remove(group)
                     continue
                 reset = np.where(reply.ended & (playing >= 0), seed + playing, -1)
-                action = _act(act, np.asarray(seed), playing, lengths[playing], reply.obs)
+                action = _act(act, seed + playing, lengths[playing], reply.obs)
                 pool.send(group, np.asarray(action), reset)
     return Evaluation(success, returns, lengths)
 
 
-@eqx.filter_jit
-def _act(act, seed, episode, step, obs):
-    def one(episode, step, obs):
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), episode), step)
-        return act(obs, key=key)
+def record(act: Callable[..., Any], env: gymnasium.Env, *, seed: int = 0, every: int = 1) -> tuple[np.ndarray, bool]:
+    """Play one episode and keep pictures of it, shape `(pictures, height, width, 3)`, 8 bit; and whether it succeeded.
 
-    return jax.vmap(one)(episode, step, obs)
+    **Arguments:**
+
+    - `act`: as in [`evaluate`][shortcutrl.evaluate.evaluate].
+    - `env`: an environment whose `render()` returns a picture.
+    - `seed`: of the start and of the actions' randomness, which are those of `evaluate`'s episode of that seed.
+    - `every`: how many steps from picture to picture, for drawing takes longer than the steps; the end has one too.
+    """
+    obs, info = env.reset(seed=seed)
+    pictures, ended, steps = [env.render()], False, 0
+    while not ended:
+        batch = jax.tree.map(lambda x: np.asarray(x)[None], obs)
+        action = _act(act, np.asarray([seed]), np.asarray([steps]), batch)[0]
+        obs, _, terminated, truncated, info = env.step(np.asarray(action))
+        ended, steps = terminated or truncated, steps + 1
+        if ended or steps % every == 0:
+            pictures.append(env.render())
+    return np.stack(pictures), bool(info.get("success", False))  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+@eqx.filter_jit
+def _act(act, seed, step, obs):
+    def one(seed, step, obs):
+        return act(obs, key=jax.random.fold_in(jax.random.key(seed), step))
+
+    return jax.vmap(one)(seed, step, obs)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shortcutrl.evaluate import ChunkedActions, EnvPool, Evaluation, evaluate
+from shortcutrl.evaluate import ChunkedActions, EnvPool, Evaluation, evaluate, record
 
 
 class Countdown(gymnasium.Env):
@@ -121,6 +121,32 @@ def test_an_environment_rests_after_its_last_episode():
     pool = EnvPool(Counting, processes=0, envs_per_process=4)
     result = evaluate(Actor(jnp.array(1.0)), pool, episodes=5)
     assert result.episode_length.tolist() == lengths(0, 5)
+
+
+class Pictured(Countdown):
+    """Its picture is its observation."""
+
+    def render(self):
+        return np.full((2, 3, 3), self.left, np.uint8)
+
+
+def test_record_plays_the_episode_that_evaluate_plays():
+    rewards = []
+
+    class Watched(Pictured):
+        def step(self, action):
+            rewards.append(float(action[0]))
+            return super().step(action)
+
+    result = evaluate(Actor(jnp.array(1.0)), here(3), episodes=4, seed=5)
+    pictures, success = record(Actor(jnp.array(1.0)), Watched(), seed=5 + 2)
+    assert pictures.shape == (result.episode_length[2] + 1, 2, 3, 3)
+    assert pictures[:, 0, 0, 0].tolist() == list(range(result.episode_length[2], -1, -1))
+    assert success == result.success[2]
+    np.testing.assert_allclose(sum(rewards), result.episode_return[2], rtol=1e-6)
+    fewer, _ = record(Actor(jnp.array(1.0)), Watched(), seed=5 + 2, every=4)
+    length = int(result.episode_length[2])
+    assert fewer[:, 0, 0, 0].tolist() == [length - step for step in range(length) if step % 4 == 0] + [0]
 
 
 class Faulty(Countdown):

@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from shortcutrl.data._generate import generate as generate
     from shortcutrl.data._ogbench import Task as Task
     from shortcutrl.data._ogbench import load_ogbench as load_ogbench
+    from shortcutrl.data._ogbench import make_env as make_env
 
-_NEEDS_OGBENCH = {"CAN_GENERATE": "_generate", "generate": "_generate", "Task": "_ogbench", "load_ogbench": "_ogbench"}
+_NEEDS_OGBENCH = {"CAN_GENERATE": "_generate", "generate": "_generate"}
+_NEEDS_OGBENCH |= {"Task": "_ogbench", "load_ogbench": "_ogbench", "make_env": "_ogbench"}
 
 
 def __getattr__(name: str):

@@ -71,7 +71,7 @@ def load_ogbench(
     """
     env_name, dataset_name = _split(name)
     path = _find(dataset_name, Path(folder).expanduser(), episodes, seed, progress)
-    env = _make_env(env_name)
+    env = make_env(name)
     try:
         arrays = load_dataset(str(path), add_info=True)
         relabel_dataset(env_name, env, arrays)
@@ -89,12 +89,21 @@ def load_ogbench(
         mask=arrays["masks"],
         next_obs=arrays["next_observations"],
     )
-    return Task(dataset, arrays["terminals"].astype(bool), partial(_make_env, env_name), path)
+    return Task(dataset, arrays["terminals"].astype(bool), partial(make_env, name), path)
 
 
-def _make_env(env_name: str) -> gymnasium.Env:
+def make_env(name: str, **options) -> gymnasium.Env:
+    """Make the environment of an OGBench single-task dataset, for evaluation; its data is not needed.
+
+    **Arguments:**
+
+    - `name`: as in [`load_ogbench`][shortcutrl.data.load_ogbench].
+    - `options`: passed on to `gymnasium.make`, such as `width` and `height` of pictures.
+
+    **Raises:** `ValueError` for an unknown `name`.
+    """
     warnings.filterwarnings("ignore", message=".*precision lowered by casting.*")  # of OGBench's action space
-    return gymnasium.make(env_name)
+    return gymnasium.make(_split(name)[0], **options)
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -84,7 +84,7 @@ class Manipulation:
         from ogbench.manipspace.oracles.plan import button_plan, cube_plan, drawer_plan, window_plan
 
         options = {"terminate_at_goal": False, "mode": "data_collection", "max_episode_steps": episode_steps}
-        self.env = gymnasium.make(f"{scene}-v0", **options)
+        self.env: Any = gymnasium.make(f"{scene}-v0", **options)
         self.scene, self.noisy, self.noise = scene, kind == "noisy", 0.0
         if self.noisy:
             settings: dict[str, Any] = {"env": self.env, "min_norm": 0.4}
@@ -139,7 +139,7 @@ class Navigation:
         import gymnasium
         import ogbench.locomaze  # noqa: F401  (registers the environments)
 
-        self.env = gymnasium.make(f"{scene}-v0", terminate_at_goal=False, max_episode_steps=episode_steps)
+        self.env: Any = gymnasium.make(f"{scene}-v0", terminate_at_goal=False, max_episode_steps=episode_steps)
         self.maze: Any = self.env.unwrapped
         self.kind = kind
         free = self.maze.maze_map == 0
