@@ -35,7 +35,7 @@ class Args:
 
     env: str = "scene-play-singletask-task1-v0"  # an OGBench single-task dataset
     out: Path = Path("runs/sorl")  # the folder of the run; the same command again goes on where it stopped
-    data_episodes: int = 200  # episodes of a dataset that is made on the spot
+    data_episodes: int = 250  # episodes of a dataset that is made on the spot
     seed: int = 0  # of the networks and the training
 
     updates: int = 16_000  # gradient steps
@@ -203,9 +203,9 @@ def act(policy, critic, obs, *, k: int, n: int, action_size: int, aggregate: str
 
 
 def actor(args: Args, state: sorl.State, *, k: int, n: int, action_size: int) -> eqx.Partial:
-    """The policy that takes k jumps to each of n candidates and the best of them, for `evaluate`."""
-    critic = eqx.Partial(state.critic, k=k) if args.condition_on_k else state.critic
-    return eqx.Partial(act, state.policy, critic, k=k, n=n, action_size=action_size, aggregate=args.aggregate)
+    """The policy that takes k jumps to each of n candidates and the best of them, by the averaged networks."""
+    critic = eqx.Partial(state.target_critic, k=k) if args.condition_on_k else state.target_critic
+    return eqx.Partial(act, state.target_policy, critic, k=k, n=n, action_size=action_size, aggregate=args.aggregate)
 
 
 def evaluate_table(args: Args, state: sorl.State, task: data.Task, run: Run) -> dict[tuple[int, int], Evaluation]:
