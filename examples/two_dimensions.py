@@ -34,7 +34,7 @@ def critic(obs, action):
 
 
 @partial(jax.jit, static_argnames=("updates", "batch_size"))
-def train(key, self_consistency_weight, q_weight, *, updates: int = 3000, batch_size: int = 256):
+def train(key, self_consistency_weight, q_weight, *, updates: int, batch_size: int = 256):
     init_key, key = jax.random.split(key)
     policy = nn.ShortcutPolicy(1, 2, width=64, depth=3, key=init_key)
     optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, updates))
@@ -63,10 +63,12 @@ def train(key, self_consistency_weight, q_weight, *, updates: int = 3000, batch_
 def main(
     out: Path = Path("two_dimensions.png"),  # the picture
     samples: int = 1000,  # in each panel
+    updates: int = 3000,  # gradient steps for each policy
     seed: int = 0,
 ) -> None:
     key = jax.random.key(seed)
-    flow, shortcut, guided = train(key, 0.0, 0.0), train(key, 1.0, 0.0), train(key, 1.0, 0.05)
+    learn = partial(train, key, updates=updates)
+    flow, shortcut, guided = learn(0.0, 0.0), learn(1.0, 0.0), learn(1.0, 0.05)
     noise = jax.random.normal(jax.random.key(seed + 1), (samples, 8, 2))
 
     def one(policy):
@@ -76,10 +78,10 @@ def main(
         return jax.vmap(partial(bon_select, shortcut, critic, OBS, k=k))(noise)[0]
 
     rows = {
-        "flow matching alone": one(flow),
+        "flow matching\nalone": one(flow),
         "shortcut": one(shortcut),
-        "shortcut that maximises Q": one(guided),
-        "shortcut, best of 8 by Q": best_of_8,
+        "shortcut, Q maximised\nthrough 2 jumps": one(guided),
+        "shortcut,\nbest of 8 by Q": best_of_8,
     }
     data = behaviour(jax.random.key(seed + 2), samples)
     figure, axes = plt.subplots(len(rows), len(JUMPS), figsize=(8, 8), layout="constrained", sharex=True, sharey=True)

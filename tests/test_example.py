@@ -1,4 +1,4 @@
-"""The main job, small: it runs from end to end, and says clearly what is wrong when it cannot."""
+"""The examples, small: they run from end to end, and say clearly what is wrong when they cannot."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from running import finish, start
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "sorl.py"
 
@@ -77,3 +78,41 @@ def test_help_explains_every_option(cache):
     assert "M_BTT, the largest number of jumps that Q is maximised through" in " ".join(
         done.stdout.replace("│", "").split()
     )
+
+
+def test_two_dimensions(home, tmp_path):
+    said = finish(start(home, "two_dimensions.py", "--out", tmp_path / "2d.png", "--samples", "8", "--updates", "3"))
+    assert "more jumps" in said
+    assert (tmp_path / "2d.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_test_time_scaling(home, trained_run, tmp_path):
+    args = [trained_run, "--out", tmp_path, "--jumps", "1", "4", "--candidates", "1", "2", "--episodes", "1"]
+    finish(start(home, "test_time_scaling.py", *args))
+    table = tmp_path / "test_time_scaling.csv"
+    header, *rows = table.read_text().splitlines()
+    assert header == "run,seed,max_jumps,k,n,episodes,successes,milliseconds"
+    assert [row.split(",")[2:6] for row in rows] == [["2", k, n, "1"] for k in "14" for n in "12"]
+    assert (tmp_path / "test_time_scaling.png").read_bytes().startswith(b"\x89PNG")
+
+    table.write_text("\n".join([header, *rows[:3], ""]))  # as if it had been interrupted
+    finish(start(home, "test_time_scaling.py", *args))
+    assert table.read_text().splitlines()[:4] == [header, *rows[:3]]
+    assert len(table.read_text().splitlines()) == 5
+
+
+def test_online(home, trained_run, tmp_path):
+    args = ["--episodes", "2", "--updates-per-episode", "2", "--evaluation-episodes", "1"]
+    said = finish(start(home, "sorl_online.py", trained_run, "--out", tmp_path, *args))
+    assert "before: success" in said
+    assert "after: success" in said
+    assert len(json.loads((tmp_path / "online.json").read_text())["online"]) == 2
+
+
+@pytest.mark.parametrize("script", ["test_time_scaling.py", "sorl_online.py"])
+def test_a_folder_without_a_run_is_named(script, home, tmp_path):
+    process = start(home, script, tmp_path / "none", "--out", tmp_path)
+    said = process.communicate(timeout=300)[1]
+    assert process.returncode == 1
+    assert "none holds no run: train there first" in said
+    assert "Traceback" not in said

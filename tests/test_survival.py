@@ -4,43 +4,15 @@ import json
 import os
 import signal
 import struct
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from running import TRAIN, finish, start
 from tensorboardX.proto.event_pb2 import Event
-
-EXAMPLE = Path(__file__).parents[1] / "examples" / "sorl.py"
-ENV = "pointmaze-medium-navigate-singletask-v0"  # quick to simulate
-COMMAND = [sys.executable, EXAMPLE, "--preset", "smoke", "--env", ENV, "--updates", "150"]
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("home")
-
-
-def start(home, out, *, before=(), **options):
-    here = {"XDG_CACHE_HOME": str(home), "HOME": str(home), "JAX_COMPILATION_CACHE_DIR": str(home / "jax")}
-    env = os.environ | here | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    return subprocess.Popen([*before, *COMMAND, "--out", out], env=env, stderr=subprocess.PIPE, text=True, **options)
-
-
-def finish(home, out):
-    process = start(home, out)
-    said = process.communicate(timeout=300)[1]
-    assert process.returncode == 0, said
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(home):
-    finish(home, home / "uninterrupted")
-    return home / "uninterrupted"
 
 
 def rows(path):
@@ -75,7 +47,7 @@ def assert_same(one, other):
 
 def kill_at_random(home, out, rng):
     """Half of the time somewhere in a run, half of the time while a checkpoint is being written or just was."""
-    process = start(home, out, start_new_session=True)
+    process = start(home, *TRAIN, "--out", out, start_new_session=True)
     assert process.stderr is not None
     checkpoints = out / "checkpoints"
     before = set(checkpoints.glob("*"))
@@ -91,40 +63,38 @@ def kill_at_random(home, out, rng):
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_a_killed_run_ends_like_an_uninterrupted_one(kills, home, uninterrupted):
+def test_a_killed_run_ends_like_an_uninterrupted_one(kills, home, trained_run):
     rng, out = np.random.default_rng(kills), home / f"{kills}-kills"
     for _ in range(kills):
         kill_at_random(home, out, rng)
-    finish(home, out)
-    assert_same(out, uninterrupted)
+    finish(start(home, *TRAIN, "--out", out))
+    assert_same(out, trained_run)
 
 
-def test_out_of_disk(home, uninterrupted):
+def test_out_of_disk(home, trained_run):
     out = home / "full"
-    process = start(home, out, start_new_session=True)
+    process = start(home, *TRAIN, "--out", out, start_new_session=True)
     while not [path for path in (out / "checkpoints").glob("*") if path.name.isdigit()]:
         time.sleep(0.001)
         assert process.poll() is None
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     limit = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))"  # bytes in one file
-    process = start(home, out, before=[sys.executable, "-c", f"{limit}; os.execv(sys.argv[1], sys.argv[1:])"])
+    process = start(
+        home, *TRAIN, "--out", out, before=[sys.executable, "-c", f"{limit}; os.execv(sys.argv[1], sys.argv[1:])"]
+    )
     said = process.communicate(timeout=300)[1]
     assert process.returncode == 1
     assert "Traceback" not in said
     assert "File too large" in said
     assert "the same command goes on" in said
-    finish(home, out)
-    assert_same(out, uninterrupted)
+    finish(start(home, *TRAIN, "--out", out))
+    assert_same(out, trained_run)
 
 
-def test_other_settings_are_refused(home, uninterrupted):
-    process = subprocess.run(
-        [*COMMAND, "--out", uninterrupted, "--q-weight", "7"],
-        env=os.environ | {"XDG_CACHE_HOME": str(home), "HOME": str(home)},
-        capture_output=True,
-        text=True,
-    )
+def test_other_settings_are_refused(home, trained_run):
+    process = start(home, *TRAIN, "--out", trained_run, "--q-weight", "7")
+    said = process.communicate(timeout=300)[1]
     assert process.returncode == 1
-    assert "holds a run with {'q_weight': 1.0}, not {'q_weight': 7.0}: choose another `out`" in process.stderr
-    assert "Traceback" not in process.stderr
+    assert "holds a run with {'q_weight': 10.0}, not {'q_weight': 7.0}: choose another `out`" in said
+    assert "Traceback" not in said

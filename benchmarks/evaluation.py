@@ -1,0 +1,78 @@
+"""How many environment steps a second `evaluate` makes, beside what the environments alone can do on these cores.
+
+python benchmarks/evaluation.py
+"""
+
+import multiprocessing
+import time
+
+import equinox as eqx
+import jax
+import numpy as np
+import tyro
+
+from shortcutrl import data, nn, rollout_k
+from shortcutrl.evaluate import EnvPool, evaluate
+
+
+def environment_alone(name: str, seconds: float, ready, answers) -> None:
+    env, rng = data.make_env(name), np.random.default_rng(0)
+    env.reset(seed=0)
+    ready.wait()  # all processes step at the same time
+    steps, start = 0, time.perf_counter()
+    while time.perf_counter() < start + seconds:
+        _, _, terminated, truncated, _ = env.step(rng.uniform(-1, 1, env.action_space.shape))
+        steps += 1
+        if terminated or truncated:
+            env.reset()
+    answers.put(steps / (time.perf_counter() - start))
+
+
+def raw_rate(name: str, processes: int, seconds: float) -> float:
+    """Steps a second of environments that nobody waits for, one in each process."""
+    context = multiprocessing.get_context("spawn")
+    ready, answers = context.Barrier(processes), context.Queue()
+    workers = [
+        context.Process(target=environment_alone, args=(name, seconds, ready, answers)) for _ in range(processes)
+    ]
+    for worker in workers:
+        worker.start()
+    rates = [answers.get() for _ in workers]
+    for worker in workers:
+        worker.join()
+    return sum(rates)
+
+
+def act(policy, obs, *, size: int, key):
+    return rollout_k(policy, obs, jax.random.normal(key, (size,)), k=1, clip=(-1.0, 1.0))
+
+
+def main(
+    env: str = "cube-single-play-singletask-task1-v0",
+    cores: int = multiprocessing.cpu_count(),
+    episodes: int = 64,
+    seconds: float = 10.0,  # to measure the environments alone
+) -> None:
+    example = data.make_env(env)
+    (obs_size,), (action_size,) = example.observation_space.shape or (0,), example.action_space.shape or (0,)
+    policy = nn.ShortcutPolicy(obs_size, action_size, width=512, depth=4, key=jax.random.key(0))
+    raw = raw_rate(env, cores, seconds)
+    print(f"environments alone, {cores} processes: {raw:.0f} steps/s")
+    pools = {"one environment at a time": {"processes": 0, "envs_per_process": 1}}
+    pools |= {
+        f"evaluate, {p} processes of {m}": {"processes": p, "envs_per_process": m}
+        for p, m in [(cores, 1), (cores, 4), (2 * cores, 4), (2 * cores, 8)]
+    }
+    for name, options in pools.items():
+        with EnvPool(lambda: data.make_env(env), **options) as pool:
+            actor = eqx.Partial(act, policy, size=action_size)
+            evaluate(actor, pool, episodes=1)  # compiles, and waits for the processes
+            count = min(episodes, 4) if options["processes"] == 0 else episodes
+            start = time.perf_counter()
+            steps = evaluate(actor, pool, episodes=count).episode_length.sum()
+            rate = steps / (time.perf_counter() - start)
+        print(f"{name}: {rate:.0f} steps/s, {rate / raw:.0%} of the environments alone")
+
+
+if __name__ == "__main__":
+    tyro.cli(main, description=__doc__)

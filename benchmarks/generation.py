@@ -1,0 +1,41 @@
+"""How fast datasets are made, beside one process of OGBench's oracles alone.
+
+python benchmarks/generation.py
+"""
+
+import multiprocessing
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+from shortcutrl import data
+from shortcutrl.data import _oracles
+
+
+def main(
+    dataset: str = "cube-single-play-v0",
+    processes: int = multiprocessing.cpu_count(),
+    episodes: int = 40,  # of the usual 1,001 steps; a tenth more are made for validation
+    alone: int = 6,  # episodes by one process alone
+) -> None:
+    steps = _oracles.RECIPES[dataset].episode_steps
+    behaviour = _oracles.make_behaviour(dataset, steps)
+    _oracles.record(behaviour, np.random.SeedSequence(0))  # warms up
+    start = time.perf_counter()
+    for seed in range(alone):
+        _oracles.record(behaviour, np.random.SeedSequence(seed))
+    single = alone * steps / (time.perf_counter() - start)
+    print(f"one process, oracle alone: {single:.0f} steps/s")
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        data.generate(dataset, Path(folder) / "data.npz", episodes=episodes, processes=processes)
+        rate = (episodes + episodes // 10) * steps / (time.perf_counter() - start)
+    print(f"generate, {processes} processes, start-up and writing included: {rate:.0f} steps/s, ", end="")
+    print(f"{rate / (processes * single):.0%} of {processes} times one")
+
+
+if __name__ == "__main__":
+    tyro.cli(main, description=__doc__)

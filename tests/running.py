@@ -1,0 +1,25 @@
+"""Small runs of the examples, in processes of their own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+ENV = "pointmaze-medium-navigate-singletask-v0"  # quick to simulate
+TRAIN = ["sorl.py", "--preset", "smoke", "--env", ENV, "--updates", "150"]
+
+
+def start(home, script, *args, before=(), **options):
+    """Run an example with `home` as its home; `before`: what runs it."""
+    here = {"XDG_CACHE_HOME": str(home), "HOME": str(home), "JAX_COMPILATION_CACHE_DIR": str(home / "jax")}
+    env = os.environ | here | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    command = [*before, sys.executable, EXAMPLES / script, *args]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def finish(process, timeout=300):
+    """What a process that ends well printed."""
+    said, complained = process.communicate(timeout=timeout)
+    assert process.returncode == 0, complained
+    return said
