@@ -66,7 +66,7 @@ def main(
     for name, options in pools.items():
         with EnvPool(lambda: data.make_env(env), **options) as pool:
             actor = eqx.Partial(act, policy, size=action_size)
-            evaluate(actor, pool, episodes=1)  # compiles, and waits for the processes
+            evaluate(actor, pool, episodes=pool.groups)  # compiles, and waits for every process
             count = min(episodes, 4) if options["processes"] == 0 else episodes
             start = time.perf_counter()
             steps = evaluate(actor, pool, episodes=count).episode_length.sum()

@@ -2,12 +2,15 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.summary import scalar
 
 
 class Run:
@@ -29,9 +32,12 @@ class Run:
         done = [row for row in self.rows("metrics") if row["step"] <= self.step]
         _write(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in done))
         shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
-        self._board = SummaryWriter(str(self.folder / "tensorboard"), flush_secs=10)
+        (self.folder / "tensorboard").mkdir()
+        # Not a SummaryWriter: that writes in a thread, which dies on a full disk and leaves the run waiting for it.
+        self._board = EventsWriter(str(self.folder / "tensorboard" / "events"))
         for row in done:
             self._show(**row)
+        self._board.flush()
 
     def restore(self, state) -> Any:
         """The last checkpoint, or `state`, which has its structure, if there is none."""
@@ -42,6 +48,7 @@ class Run:
     def log(self, step: int, values: dict[str, float]) -> None:
         self.append("metrics", {"step": step, **values})
         self._show(step, **values)
+        self._board.flush()
 
     def save(self, step: int, state) -> None:
         self._checkpoints.save(step, args=ocp.args.StandardSave(state))
@@ -62,12 +69,12 @@ class Run:
         return self
 
     def __exit__(self, *_) -> None:
-        self._board.close()
         self._checkpoints.close()
+        self._board.close()
 
     def _show(self, step: int, **values: float) -> None:
         for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+            self._board.write_event(Event(step=step, wall_time=time.time(), summary=scalar(name, value)))
 
     def _same_settings(self, settings: dict[str, Any]) -> None:
         path = self.folder / "settings.json"
@@ -81,10 +88,11 @@ class Run:
 
 def load_checkpoint(folder: Path, state) -> Any:
     """The last checkpoint of a run, which has the structure of `state`."""
-    checkpoints = ocp.CheckpointManager(folder.absolute() / "checkpoints")
-    if (step := checkpoints.latest_step()) is None:
-        raise ValueError(f"{folder} has no checkpoint: train there first.")
-    return checkpoints.restore(step, args=ocp.args.StandardRestore(jax.tree.map(_describe, state)))
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    with ocp.CheckpointManager(folder.absolute() / "checkpoints", options=options) as checkpoints:
+        if (step := checkpoints.latest_step()) is None:
+            raise ValueError(f"{folder} has no checkpoint: train there first.")
+        return checkpoints.restore(step, args=ocp.args.StandardRestore(jax.tree.map(_describe, state)))
 
 
 def _describe(leaf) -> jax.ShapeDtypeStruct:

@@ -173,16 +173,18 @@ def train(args: Args, config: sorl.Config, dataset: Transition, run: Run) -> sor
         return state, jax.tree.map(jnp.mean, info)
 
     with tqdm(total=args.updates, initial=run.step, desc="training", unit="update") as bar:
-        while (done := bar.n) < args.updates:
+        done = run.step
+        while done < args.updates:
             count = min(args.updates_per_dispatch, args.updates - done)
             keys = jax.random.split(jax.random.fold_in(train_key, done), count)
             state, info = many_updates(state, dataset, keys)
             values = {name: float(value) for name, value in info._asdict().items()}
+            done += count
             bar.update(count)
             bar.set_postfix({name: f"{values[name]:.3g}" for name in ("td", "q", "flow_matching")})
-            run.log(bar.n, values)
-            if bar.n % args.updates_per_checkpoint == 0 or bar.n == args.updates:
-                run.save(bar.n, state)
+            run.log(done, values)
+            if done % args.updates_per_checkpoint == 0 or done == args.updates:
+                run.save(done, state)
     return state
 
 
@@ -192,7 +194,9 @@ def load(folder: Path) -> tuple[Args, sorl.State]:
         settings = json.loads((folder / "settings.json").read_text())
     except FileNotFoundError as error:
         raise ValueError(f"{folder} holds no run: train there first, by `sorl.py --out {folder}`.") from error
-    args = Args(out=folder, **{name: value for name, value in settings.items() if name in Args.__dataclass_fields__})
+    args = Args(
+        out=folder, k=1, **{name: value for name, value in settings.items() if name in Args.__dataclass_fields__}
+    )
     sizes = settings["obs_size"], settings["action_size"]
     return args, load_checkpoint(folder, initial_state(args, args.check(), sizes, jax.random.key(0)))
 

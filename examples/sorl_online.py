@@ -13,8 +13,8 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import tyro
+from runs import Run
 from sorl import actor, load
 from tqdm import tqdm
 
@@ -59,6 +59,8 @@ def play(policy, env, seed: int, replay: Replay) -> bool:
 def main(
     run: Annotated[Path, tyro.conf.Positional],  # a folder of `sorl.py`
     out: Path = Path("runs/online"),  # the folder for the results
+    k: int = 2,  # jumps to act with
+    n: int = 1,  # candidates to act with
     episodes: int = 50,  # to play
     updates_per_episode: int = 100,
     learning_rate: float = 3e-4,  # Adam's
@@ -66,13 +68,14 @@ def main(
     evaluation_episodes: int = 50,  # before and after
 ) -> None:
     args, state = load(run)
+    args = dataclasses.replace(args, schedule="constant", learning_rate=learning_rate, out=out)
+    config = args.check()
+    averages = {"target_policy": state.target_policy, "target_critic": state.target_critic}
+    state = sorl.init(state.policy, state.critic, config=config)._replace(**averages)  # with a fresh optimiser
     task = data.load_ogbench(args.env, episodes=args.data_episodes)
     offline = data.n_step(task.dataset, task.episode_end, n=args.n_step, discount=args.discount)
-    adam = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(learning_rate))
-    config = dataclasses.replace(args.check(), optimizer=adam)
-    state = sorl.init(state.policy, state.critic, config=config)
     action_size = offline.action.shape[-1]
-    choose = partial(actor, args, k=args.k, n=args.n, action_size=action_size)
+    choose = partial(actor, args, k=k, n=n, action_size=action_size)
 
     @jax.jit
     def decide(state, obs, key):
@@ -93,24 +96,27 @@ def main(
         state, info = jax.lax.scan(one_update, state, jax.random.split(key, updates_per_episode))
         return state, jax.tree.map(jnp.mean, info)
 
-    out.mkdir(parents=True, exist_ok=True)
-    replay, env, wins, results = Replay(offline, capacity), task.make_env(), [], {}
-    with EnvPool(task.make_env, processes=args.processes) as pool:
-        results["before"] = evaluate(choose(state), pool, episodes=evaluation_episodes)
+    settings = json.loads((run / "settings.json").read_text())
+    settings |= {"schedule": "constant", "learning_rate": learning_rate, "from": str(run), "capacity": capacity}
+    replay, env, wins = Replay(offline, capacity), task.make_env(), 0
+    with Run(out, settings) as log, EnvPool(task.make_env, processes=args.processes) as pool:
+        if log.step:
+            raise ValueError(f"{out} holds a run that has ended: choose another `out`.")
+        before = evaluate(choose(state), pool, episodes=evaluation_episodes)
         for episode in tqdm(range(episodes), unit="episode"):
-            seed = 1_000_000 + episode  # none of the evaluation's
-            wins.append(play(partial(decide, state), env, seed, replay))
+            success = play(partial(decide, state), env, 1_000_000 + episode, replay)  # none of the evaluation's seeds
             key = jax.random.fold_in(jax.random.key(args.seed), episode)
-            state, _ = learn(state, offline, replay.steps, replay.episode_end, len(replay), key)
-        results["after"] = evaluate(choose(state), pool, episodes=evaluation_episodes)
-    summary = {name: result.success.tolist() for name, result in results.items()} | {"online": wins}
-    (out / "online.json").write_text(json.dumps(summary))
-    for name, result in results.items():
+            state, info = learn(state, offline, replay.steps, replay.episode_end, len(replay), key)
+            log.log(episode + 1, {"success": float(success), **{name: float(x) for name, x in info._asdict().items()}})
+            wins += success
+        log.save(episodes, state)
+        after = evaluate(choose(state), pool, episodes=evaluation_episodes)
+    for name, result in {"before": before, "after": after}.items():
         low, high = result.success_interval()
         print(
-            f"{name}: success {result.success_rate:.2f} ({low:.2f} to {high:.2f}) over {evaluation_episodes} episodes"
+            f"{name}: success {result.success_rate:.2f} ({low:.2f} to {high:.2f}) over {len(result.success)} episodes"
         )
-    print(f"online: {sum(wins)} of {episodes} episodes, {replay.added} steps")
+    print(f"meanwhile: {wins} of {episodes} episodes, {replay.added} steps; metrics and checkpoint: {out}")
 
 
 if __name__ == "__main__":
@@ -118,3 +124,5 @@ if __name__ == "__main__":
         tyro.cli(main, description=__doc__)
     except (ValueError, OSError) as error:
         sys.exit(f"sorl_online.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("sorl_online.py: interrupted; metrics are kept, but the same command starts anew")

@@ -43,28 +43,37 @@ def milliseconds_per_action(policy, obs) -> float:
     return 1e3 * float(np.median(took))
 
 
-def measure(runs: list[Path], jumps: list[int], candidates: list[int], episodes: int, path: Path) -> list[dict]:
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """The rows of the table that are whole."""
     rows = list(csv.DictReader(path.open())) if path.exists() else []
-    empty = not path.exists() or path.stat().st_size == 0
-    done = {(row["run"], int(row["k"]), int(row["n"])) for row in rows if int(row["episodes"]) == episodes}
-    cells = [(run, k, n) for run in runs for k in jumps for n in candidates if (str(run), k, n) not in done]
-    args, _ = load(runs[0])
-    with EnvPool(lambda: data.make_env(args.env)) as pool, path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if empty:
-            writer.writeheader()
-        env = data.make_env(args.env)
+    return [row for row in rows if row["milliseconds"]]
+
+
+def measure(runs: list[Path], jumps: list[int], candidates: list[int], episodes: int, path: Path) -> list[dict]:
+    cells = {(str(run), str(k), str(n), str(episodes)) for run in runs for k in jumps for n in candidates}
+    done = {(row["run"], row["k"], row["n"], row["episodes"]) for row in rows_of(path)}
+    loaded = {str(run): load(run) for run in runs}
+    names = {args.env for args, _ in loaded.values()}
+    if len(names) > 1:
+        raise ValueError(f"`runs` must be of one environment, got {', '.join(sorted(names))}.")
+    (name,) = names
+    if missing := sorted(cells - done, key=lambda cell: (cell[0], int(cell[1]), int(cell[2]))):
+        env = data.make_env(name)
         obs, _ = env.reset(seed=0)
         (action_size,) = env.action_space.shape or (0,)
-        for run, k, n in tqdm(cells, unit="cell"):
-            args, state = load(run)
-            policy = actor(args, state, k=k, n=n, action_size=action_size)
-            successes = int(evaluate(policy, pool, episodes=episodes).success.sum())
-            cost = round(milliseconds_per_action(policy, obs), 3)
-            values = (run, args.seed, args.max_jumps, k, n, episodes, successes, cost)
-            writer.writerow(dict(zip(COLUMNS, values, strict=True)))
-            file.flush()
-    return [row for row in csv.DictReader(path.open()) if row["run"] in map(str, runs)]
+        if not path.exists():
+            path.write_text(",".join(COLUMNS) + "\n")
+        elif not path.read_text().endswith("\n"):  # a row was cut off
+            path.write_text(path.read_text() + "\n")
+        with EnvPool(lambda: data.make_env(name)) as pool, path.open("a") as file:
+            for run, k, n, _ in tqdm(missing, unit="cell"):
+                args, state = loaded[run]
+                policy = actor(args, state, k=int(k), n=int(n), action_size=action_size)
+                successes = int(evaluate(policy, pool, episodes=episodes).success.sum())
+                cost = round(milliseconds_per_action(policy, obs), 3)
+                csv.writer(file).writerow([run, args.seed, args.max_jumps, k, n, episodes, successes, cost])
+                file.flush()
+    return [row for row in rows_of(path) if (row["run"], row["k"], row["n"], row["episodes"]) in cells]
 
 
 def draw(rows: list[dict]) -> Figure:

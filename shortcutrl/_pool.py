@@ -24,6 +24,17 @@ class Reply(NamedTuple):
     success: np.ndarray
 
 
+def reset(env: gymnasium.Env, seed: int) -> tuple[Any, dict[str, Any]]:
+    """Reset to the start that belongs to `seed`, also where an environment draws it from NumPy's global generator."""
+    before = np.random.get_state()  # noqa: NPY002
+    np.random.seed(seed)  # noqa: NPY002
+    env.action_space.seed(seed)
+    try:
+        return env.reset(seed=seed)
+    finally:
+        np.random.set_state(before)  # noqa: NPY002
+
+
 class _Group:
     """Environments that act one after the other. An environment whose episode has ended rests until it is reset."""
 
@@ -39,7 +50,7 @@ class _Group:
         stepped, ended, success = np.zeros((3, size), bool)
         for i, env in enumerate(self.envs):
             if seeds[i] >= 0:
-                self.obs[i], _ = env.reset(seed=int(seeds[i]))
+                self.obs[i], _ = reset(env, int(seeds[i]))
                 self.playing[i] = True
             elif self.playing[i] and actions is not None:
                 self.obs[i], reward[i], terminated, truncated, info = env.step(actions[i])
@@ -91,6 +102,7 @@ class EnvPool:
 
     def send(self, group: int, actions: np.ndarray | None, seeds: np.ndarray) -> None:
         """Ask `group` to reset each environment whose seed is not negative and to step the others with `actions`."""
+        self._check_open()
         if self._local is not None:
             self._answered.append((group, self._local.answer(actions, seeds)))
             return
@@ -99,6 +111,7 @@ class EnvPool:
 
     def receive(self) -> list[tuple[int, Reply]]:
         """Wait until a group has answered; the replies that are there, each with the group's index."""
+        self._check_open()
         if self._local is not None:
             answered, self._answered = self._answered, []
             return answered
@@ -109,11 +122,18 @@ class EnvPool:
             try:
                 reply = connection.recv()
             except (EOFError, OSError) as error:
-                raise RuntimeError("an environment's process died, perhaps for want of memory.") from error
+                raise RuntimeError(
+                    "an environment's process died: for want of memory, or because the script that makes the pool has "
+                    'no `if __name__ == "__main__":` guard.'
+                ) from error
             if isinstance(reply, str):
                 raise RuntimeError(f"an environment failed in its process:\n{reply}")
             replies.append((group, reply))
         return replies
+
+    def _check_open(self) -> None:
+        if self._local is None and not self._workers:
+            raise RuntimeError("the pool is closed, as it is after an evaluation that was cut short: make a new one.")
 
     def close(self) -> None:
         """End the worker processes."""

@@ -11,6 +11,7 @@ from scipy.stats import binomtest, bootstrap
 from tqdm import tqdm
 
 from shortcutrl._pool import EnvPool as EnvPool
+from shortcutrl._pool import reset
 
 
 class Evaluation(NamedTuple):
@@ -92,7 +93,8 @@ def evaluate(
     - `progress`: whether to show a progress bar.
 
     **Returns:** an [`Evaluation`][shortcutrl.evaluate.Evaluation]; an episode succeeds if its last step's `info` says
-    so under `"success"`; in an environment that never does, none succeeds.
+    so under `"success"`; in an environment that never does, none succeeds. If anything is raised meanwhile, the pool
+    is closed.
     """
     if episodes < 1:
         raise ValueError(f"`episodes` must be at least 1, got {episodes}.")
@@ -105,24 +107,28 @@ def evaluate(
     episode[episode >= episodes] = -1
     seeds = np.where(episode >= 0, seed + episode, -1)
     at_work = [group for group in range(pool.groups) if (episode[group] >= 0).any()]
-    for group in at_work:
-        pool.send(group, None, seeds[group])
-    with tqdm(total=episodes, unit="episode", disable=not progress) as bar:
-        while at_work:
-            for group, reply in pool.receive():
-                playing = episode[group]
-                current = playing[reply.stepped]
-                returns[current] += reply.reward[reply.stepped]
-                lengths[current] += 1
-                success[playing[reply.ended]] = reply.success[reply.ended]
-                bar.update(int(reply.ended.sum()))
-                playing[reply.ended] = [next(upcoming, -1) for _ in range(reply.ended.sum())]
-                if (playing < 0).all():
-                    at_work.remove(group)
-                    continue
-                reset = np.where(reply.ended & (playing >= 0), seed + playing, -1)
-                action = _act(act, seed + playing, lengths[playing], reply.obs)
-                pool.send(group, np.asarray(action), reset)
+    try:
+        for group in at_work:
+            pool.send(group, None, seeds[group])
+        with tqdm(total=episodes, unit="episode", disable=not progress) as bar:
+            while at_work:
+                for group, reply in pool.receive():
+                    playing = episode[group]
+                    current = playing[reply.stepped]
+                    returns[current] += reply.reward[reply.stepped]
+                    lengths[current] += 1
+                    success[playing[reply.ended]] = reply.success[reply.ended]
+                    bar.update(int(reply.ended.sum()))
+                    playing[reply.ended] = [next(upcoming, -1) for _ in range(reply.ended.sum())]
+                    if (playing < 0).all():
+                        at_work.remove(group)
+                        continue
+                    reset = np.where(reply.ended & (playing >= 0), seed + playing, -1)
+                    action = _act(act, seed + playing, lengths[playing], reply.obs)
+                    pool.send(group, np.asarray(action), reset)
+    except BaseException:
+        pool.close()  # answers to what was asked may still be on their way
+        raise
     return Evaluation(success, returns, lengths)
 
 
@@ -136,7 +142,7 @@ def record(act: Callable[..., Any], env: gymnasium.Env, *, seed: int = 0, every:
     - `seed`: of the start and of the actions' randomness, which are those of `evaluate`'s episode of that seed.
     - `every`: how many steps from picture to picture, for drawing takes longer than the steps; the end has one too.
     """
-    obs, info = env.reset(seed=seed)
+    obs, info = reset(env, seed)
     pictures, ended, steps = [env.render()], False, 0
     while not ended:
         batch = jax.tree.map(lambda x: np.asarray(x)[None], obs)

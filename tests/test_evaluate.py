@@ -160,6 +160,37 @@ def test_what_an_environment_raises_is_told():
         evaluate(Actor(jnp.array(1.0)), pool, episodes=1)
 
 
+def test_a_pool_is_closed_when_an_evaluation_is_cut_short():
+    def act(obs, *, key):
+        raise KeyboardInterrupt
+
+    for processes in (0, 1):
+        pool = EnvPool(Countdown, processes=processes)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(act, pool, episodes=3)
+        with pytest.raises(RuntimeError, match="the pool is closed"):
+            evaluate(Actor(jnp.array(1.0)), pool, episodes=3)
+
+
+class Global(Countdown):
+    """Draws from generators that `reset` does not seed, as OGBench's mazes do."""
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.left = self.length = 2 + int(np.random.randint(29)) + int(self.action_space.sample()[0] > 0)  # noqa: NPY002
+        return np.float32([self.left]), {}
+
+
+def test_an_episode_depends_on_its_seed_only():
+    played = [
+        evaluate(Actor(jnp.array(1.0)), EnvPool(Global, processes=0, envs_per_process=m), episodes=6, seed=seed)
+        for m, seed in ((1, 0), (4, 0), (2, 3))
+    ]
+    assert played[0].episode_length.tolist() == played[1].episode_length.tolist()
+    assert played[2].episode_length[:3].tolist() == played[0].episode_length[3:].tolist()
+    assert len(set(played[0].episode_length)) > 1
+
+
 class Dying(Countdown):
     def step(self, action):
         os._exit(1)

@@ -68,7 +68,7 @@ def test_bad_input_gets_one_clear_line_before_any_work(args, message, cache, tmp
 
 def test_help_shows_the_defaults_of_the_preset(cache):
     help_of = {preset: run(cache, "--preset", preset, "--help").stdout for preset in ("laptop", "paper")}
-    assert "(default: 8000)" in help_of["laptop"]
+    assert "(default: 16000)" in help_of["laptop"]
     assert "(default: 1000000)" in help_of["paper"]
 
 
@@ -95,10 +95,10 @@ def test_test_time_scaling(home, trained_run, tmp_path):
     assert [row.split(",")[2:6] for row in rows] == [["2", k, n, "1"] for k in "14" for n in "12"]
     assert (tmp_path / "test_time_scaling.png").read_bytes().startswith(b"\x89PNG")
 
-    table.write_text("\n".join([header, *rows[:3], ""]))  # as if it had been interrupted
+    table.write_text("\n".join([header, *rows[:3], rows[3][:9]]))  # as if it had been interrupted
     finish(start(home, "test_time_scaling.py", *args))
     assert table.read_text().splitlines()[:4] == [header, *rows[:3]]
-    assert len(table.read_text().splitlines()) == 5
+    assert len(table.read_text().splitlines()) == 6
 
 
 def test_online(home, trained_run, tmp_path):
@@ -106,7 +106,9 @@ def test_online(home, trained_run, tmp_path):
     said = finish(start(home, "sorl_online.py", trained_run, "--out", tmp_path, *args))
     assert "before: success" in said
     assert "after: success" in said
-    assert len(json.loads((tmp_path / "online.json").read_text())["online"]) == 2
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+    again = start(home, "sorl_online.py", trained_run, "--out", tmp_path, *args)
+    assert "holds a run that has ended" in again.communicate(timeout=300)[1]
 
 
 @pytest.mark.parametrize("script", ["test_time_scaling.py", "sorl_online.py"])

@@ -85,7 +85,7 @@ def test_an_interrupted_generation_goes_on_to_the_same_data(how, maze, tmp_path)
     )
     process = subprocess.Popen([sys.executable, script], stderr=subprocess.PIPE, start_new_session=True, text=True)
     parts = tmp_path / "maze.parts"
-    while len(finished := list(parts.glob("*.npz"))) < 10:
+    while len(list(parts.glob("*.npz"))) < 10:
         assert process.poll() is None, "generation ended before it was interrupted"
         time.sleep(0.01)
     os.killpg(process.pid, how)
@@ -95,15 +95,39 @@ def test_an_interrupted_generation_goes_on_to_the_same_data(how, maze, tmp_path)
     assert not path.exists()
     assert len(list(parts.glob("*.npz"))) < 66
 
-    kept = {part: part.stat().st_mtime_ns for part in finished}
+    count = len(list(parts.glob("*.npz")))
     resumed = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True, timeout=120)
-    assert " 0/66" not in resumed.stderr  # it goes on from what was finished
-    assert kept
+    assert f" {count}/66" in resumed.stderr  # the bar starts where it goes on
+    assert " 0/66" not in resumed.stderr
     for suffix in (".npz", "-val.npz"):
         one, two = (arrays(p.with_name(p.stem + suffix)) for p in (maze, path))
         for key in one:
             np.testing.assert_array_equal(one[key], two[key])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["maze-val.npz", "maze.npz", "script.py"]
+
+
+def test_workers_do_not_outlive_their_parent(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from shortcutrl.data import generate\n"
+        "if __name__ == '__main__':\n"
+        f"    generate('scene-play-v0', {str(tmp_path / 'cut.npz')!r}, episodes=500, processes=1)\n"
+    )
+    process = subprocess.Popen([sys.executable, script], stderr=subprocess.DEVNULL, start_new_session=True)
+    while not list((tmp_path / "cut.parts").glob("*.npz")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()  # the parent only
+    process.wait()
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    pytest.fail("a worker lives on")
 
 
 def test_what_another_recipe_left_is_not_used(maze, tmp_path):

@@ -1,8 +1,10 @@
 """Offline datasets made on the spot by OGBench's own scripted oracles, in OGBench's own file format."""
 
 import json
+import multiprocessing
 import os
 import shutil
+import threading
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from importlib.metadata import version
@@ -116,7 +118,10 @@ def _collect(recipe: dict[str, Any], parts: list[Path], processes: int | None, p
         for future in tqdm(as_completed(futures), **bar, unit="episode", disable=not progress):
             future.result()
     except BrokenProcessPool as error:
-        raise OSError("a worker process died, perhaps for want of memory; try fewer `processes`.") from error
+        raise OSError(
+            "a worker process died: for want of memory, then try fewer `processes`; because the script that calls this "
+            'has no `if __name__ == "__main__":` guard; or for what is printed above. Finished episodes are kept.'
+        ) from error
     except BaseException:
         for process in (pool._processes or {}).values():
             process.terminate()
@@ -126,6 +131,9 @@ def _collect(recipe: dict[str, Any], parts: list[Path], processes: int | None, p
 
 
 def _start_worker(dataset: str, episode_steps: int) -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:  # a worker of a parent that was killed would wait for ever
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
     _worker["behaviour"] = make_behaviour(dataset, episode_steps)
 
 

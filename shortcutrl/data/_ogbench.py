@@ -75,7 +75,7 @@ def load_ogbench(
     try:
         arrays = load_dataset(str(path), add_info=True)
         relabel_dataset(env_name, env, arrays)
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError) as error:
         raise ValueError(
             f"{path} cannot be read as an OGBench dataset ({type(error).__name__}: {error}). Delete it and its "
             "-val.npz, then run again to get it anew."
@@ -131,18 +131,20 @@ def _find(dataset_name: str, folder: Path, episodes: int | None, seed: int, prog
     for path in (downloaded / f"{dataset_name}.npz", made):
         if _complete(path):
             return path
-    if _reachable(f"{ogbench.utils.DATASET_URL}/{dataset_name}.npz"):
-        ogbench.download_datasets([dataset_name])
-        return downloaded / f"{dataset_name}.npz"
-    if dataset_name not in RECIPES:
-        raise OSError(
-            f"the host of OGBench's datasets cannot be reached, and {dataset_name} cannot be made on the spot. "
-            f"Put {dataset_name}.npz and {dataset_name}-val.npz from {ogbench.utils.DATASET_URL} into {downloaded}."
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f".{made.stem}.lock"):
-        if _complete(made):  # by another process, while this one waited
-            return made
+    for each in (downloaded, folder):
+        each.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f".{made.stem}.lock"), FileLock(downloaded / f".{dataset_name}.lock"):
+        for path in (downloaded / f"{dataset_name}.npz", made):
+            if _complete(path):  # by another process, while this one waited
+                return path
+        if _reachable(f"{ogbench.utils.DATASET_URL}/{dataset_name}.npz"):
+            ogbench.download_datasets([dataset_name])
+            return downloaded / f"{dataset_name}.npz"
+        if dataset_name not in RECIPES:
+            raise OSError(
+                f"the host of OGBench's datasets cannot be reached, and {dataset_name} cannot be made on the spot. "
+                f"Put {dataset_name}.npz and {dataset_name}-val.npz from {ogbench.utils.DATASET_URL} into {downloaded}."
+            )
         return generate(dataset_name, made, episodes=episodes, seed=seed, progress=progress)
 
 
