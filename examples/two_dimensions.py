@@ -72,9 +72,9 @@ def main(
     noise = jax.random.normal(jax.random.key(seed + 1), (samples, 8, 2))
 
     def one(policy):
-        return lambda k: jax.vmap(partial(rollout_k, policy, OBS, k=k))(noise[:, 0])
+        return lambda k, noise: jax.vmap(partial(rollout_k, policy, OBS, k=k))(noise[:, 0])
 
-    def best_of_8(k):
+    def best_of_8(k, noise):
         return jax.vmap(partial(bon_select, shortcut, critic, OBS, k=k))(noise)[0]
 
     rows = {
@@ -88,7 +88,7 @@ def main(
     for (name, act), row in zip(rows.items(), axes, strict=True):
         row[0].set_ylabel(name)
         for k, axis in zip(JUMPS, row, strict=True):
-            actions = jax.jit(act, static_argnums=0)(k)
+            actions = jax.jit(act, static_argnums=0)(k, noise)
             axis.scatter(*data.T, s=1, color="0.85")
             axis.scatter(*actions.T, s=1, color="tab:blue")
             axis.set(xlim=(-1.3, 1.3), ylim=(-1.3, 1.3), aspect="equal", xticks=[], yticks=[])
