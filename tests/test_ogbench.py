@@ -137,7 +137,13 @@ def test_what_another_recipe_left_is_not_used(maze, tmp_path):
     np.testing.assert_array_equal(arrays(again)["actions"], arrays(maze)["actions"])
 
 
-@pytest.mark.parametrize("dataset", data.CAN_GENERATE)
+QUICK = {"cube-double-noisy-v0", "scene-noisy-v0", "puzzle-3x3-noisy-v0", "puzzle-3x3-play-v0"}
+QUICK |= {"pointmaze-teleport-navigate-v0", "pointmaze-giant-stitch-v0"}
+
+
+@pytest.mark.parametrize(
+    "dataset", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in data.CAN_GENERATE]
+)
 def test_every_recipe(dataset):
     behaviour = _oracles.make_behaviour(dataset, episode_steps=12)
     episode = _oracles.record(behaviour, np.random.SeedSequence(1))

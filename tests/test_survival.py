@@ -76,6 +76,7 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(kills, home, trained_run):
             runs += 1
 
 
+@pytest.mark.slow
 def test_out_of_disk(home, trained_run):
     out = home / "full"
     process = start(home, *TRAIN, "--out", out, start_new_session=True)
