@@ -31,7 +31,7 @@ from matplotlib.figure import Figure
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    preset: Literal["laptop", "paper", "smoke"] = "laptop"  # a quarter of an hour, the published million updates, or 20
+    preset: Literal["laptop", "paper", "smoke"] = "laptop"  # a coffee break, the published million updates, or 20
 
     env: str = "scene-play-singletask-task1-v0"  # an OGBench single-task dataset
     out: Path = Path("runs/sorl")  # the folder of the run; the same command again goes on where it stopped

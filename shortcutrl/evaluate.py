@@ -123,9 +123,9 @@ def evaluate(
                     if (playing < 0).all():
                         at_work.remove(group)
                         continue
-                    reset = np.where(reply.ended & (playing >= 0), seed + playing, -1)
+                    restart = np.where(reply.ended & (playing >= 0), seed + playing, -1)
                     action = _act(act, seed + playing, lengths[playing], reply.obs)
-                    pool.send(group, np.asarray(action), reset)
+                    pool.send(group, np.asarray(action), restart)
     except BaseException:
         pool.close()  # answers to what was asked may still be on their way
         raise

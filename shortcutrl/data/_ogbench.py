@@ -55,7 +55,7 @@ def load_ogbench(
     Uses OGBench's own file where it has been downloaded, downloads it where its host can be reached, and otherwise
     makes a dataset of `episodes` episodes on the spot, with OGBench's scripted oracles where they exist
     ([`generate`][shortcutrl.data.generate]). What is downloaded is kept where OGBench keeps it (`~/.ogbench/data`),
-    what is made in `folder`; both are used again, and of several processes that want the same one makes it.
+    what is made in `folder`; both are used again. Of several processes that need the same dataset, one fetches it.
 
     **Arguments:**
 
