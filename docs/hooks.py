@@ -1,9 +1,9 @@
 """What the build of the documentation does to its pages: includes, generated tables, formulas as MathML.
 
 A line `<!-- include: FILE -->` becomes the text of a file of the repository without its title, and
-`<!-- include: FILE#Heading -->` what stands there between that heading and the next. `<!-- published -->`, `<!-- options -->` and
-`<!-- benchmarks -->` become tables, each from the only place that knows its values. Code spans that are public names
-become links to the API.
+`<!-- include: FILE#Heading -->` what stands there between that heading and the next; before the first one, if none is
+named. `<!-- published -->`, `<!-- options -->` and `<!-- benchmarks -->` become tables, each from the only place that
+knows its values. Code spans that are public names become links to the API.
 """
 
 import functools
@@ -25,10 +25,13 @@ PAGES = {"README.md": "index.md", "README.md#run-it": "quickstart.md", "CONTRIBU
 LATEX = {r"\arg\max": r"\argmax", r"\lVert": r"\left\lVert", r"\rVert": r"\right\rVert"}
 """What latex2mathml does not know or spaces badly, and what it does know."""
 
+PRIMED = r'<mrow>\1<mo lspace="0" rspace="0">&#x02032;</mo></mrow>'
+"""A prime is raised already; as a superscript it floats where there is no mathematical font."""
+
 
 def on_page_markdown(markdown, page, **_):
     up = "../" * page.file.src_uri.count("/")
-    pattern = r"^<!-- include: ([^#\n]+?)(?:#(.+?))? -->$"
+    pattern = r"^<!-- include: ([^#\n]+?)(?:#(.*?))? -->$"
     markdown = re.sub(pattern, lambda match: include(*match.groups(), up), markdown, flags=re.MULTILINE)
     for name, table in TABLES.items():
         if f"<!-- {name} -->" in markdown:
@@ -45,6 +48,7 @@ def on_page_content(html, page, **_):
         mathml = convert(latex, display="inline" if inline else "block")
         if "\\" in mathml:
             raise PluginError(f"{page.file.src_uri}: a formula that cannot be converted: {latex}")
+        mathml = re.sub(r"<msup>(<mi>\w</mi>)<mi>&#x02032;</mi></msup>", PRIMED, mathml)
         return mathml if inline else f'<div class="formula">{mathml}</div>'
 
     pattern = r'<span class="arithmatex">\\\((.*?)\\\)</span>|<div class="arithmatex">\s*\\\[(.*?)\\\]\s*</div>'
@@ -55,8 +59,8 @@ def include(file, heading, up):
     """The text of a file, or of one of its sections up to the next heading, with links that work on the site."""
     text = (ROOT / file).read_text().split("\n", 1)[1]  # without the title
     if heading is not None:
-        sections = re.split(r"^(#+ .+)$", f"# \n{text}", flags=re.MULTILINE)[1:]
-        bodies = {title.lstrip("# "): body for title, body in zip(sections[::2], sections[1::2], strict=True)}
+        intro, *sections = re.split(r"^#+ (.+)$", text, flags=re.MULTILINE)
+        bodies = {"": intro, **dict(zip(sections[::2], sections[1::2], strict=True))}
         if heading not in bodies:
             raise PluginError(f"{file} has no heading {heading!r}.")
         text = bodies[heading]
@@ -81,7 +85,7 @@ def link_names(markdown):
         name = match[1].removeprefix("shortcutrl.").removesuffix("()")
         return f"[{match[0]}][shortcutrl.{name}]" if f"shortcutrl.{name}" in documented() else match[0]
 
-    parts = re.split(r"(^ *```.*?^ *```$|^#.*$)", markdown, flags=re.MULTILINE | re.DOTALL)
+    parts = re.split(r"(^ *```.*?^ *```$|^#[^\n]*$)", markdown, flags=re.MULTILINE | re.DOTALL)
     spans = r"(?<![`\[])`([\w.]+(?:\(\))?)`(?![`\]])"
     parts[::2] = [re.sub(spans, link, part) for part in parts[::2]]
     return "".join(parts)

@@ -1,0 +1,190 @@
+"""The documentation: its code runs, its names exist, it builds without a warning, and it asks no other host for a file."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import jax
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+WITH_CODE = [page for page in PAGES if "```python" in page.read_text()]
+TEXTS = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+
+
+def name(page):
+    return str(page.relative_to(ROOT))
+
+
+# ------------------------------------------------------------------- the sources
+
+
+@pytest.fixture
+def as_a_reader():
+    """Single precision, as everywhere but in this suite."""
+    jax.config.update("jax_enable_x64", False)
+    yield
+    jax.config.update("jax_enable_x64", True)
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=name)
+@pytest.mark.usefixtures("as_a_reader")
+def test_the_code_of_a_page_runs(page):
+    namespace = {"__name__": "page"}
+    for block in re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE):
+        exec(compile(block, name(page), "exec"), namespace)
+
+
+def public(path):
+    """The names that a module defines, or re-exports as themselves."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module != "shortcutrl":
+            yield from (alias.name for alias in node.names if alias.asname == alias.name)
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            yield node.name
+
+
+def test_the_api_pages_document_the_public_names_and_no_others():
+    files = {"": "__init__", "nn.": "nn/__init__", "sorl.": "sorl", "data.": "data/__init__", "evaluate.": "evaluate"}
+    names = {
+        f"shortcutrl.{module}{each}"
+        for module, file in files.items()
+        for each in public(ROOT / "shortcutrl" / f"{file}.py")
+    }
+    documented = [each for page in PAGES for each in re.findall(r"^::: (\S+)", page.read_text(), re.MULTILINE)]
+    assert sorted(documented) == sorted(names)
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=name)
+def test_the_commands_of_a_page_name_scripts_and_options_that_exist(page):
+    for script, rest in re.findall(r"\b((?:examples|benchmarks)/\w+\.py)([^\n`|]*)", page.read_text()):
+        source = (ROOT / script).read_text()
+        for option in re.findall(r"--([a-z][\w-]*)", rest):
+            assert re.search(rf"^ +{option.replace('-', '_')}: ", source, re.MULTILINE), f"{script} has no --{option}"
+
+
+def messages():
+    """The constant parts of every string in the sources."""
+    for path in [*ROOT.glob("shortcutrl/**/*.py"), *ROOT.glob("examples/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                yield "".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def test_the_messages_of_the_faq_are_the_sources_messages():
+    said = list(messages())
+    rows = re.findall(r"^\| (`.+?) \| ", (DOCS / "faq.md").read_text(), re.MULTILINE)
+    assert len(rows) > 10
+    for row in rows:
+        if row.startswith("`Type-check error"):  # jaxtyping's
+            continue
+        parts = [part for quoted in re.findall(r"`([^`]+)`", row) for part in quoted.split("…")]
+        assert any(all(part.strip() in message for part in parts) for message in said), row
+
+
+# ------------------------------------------------------------------- the built site
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    pytest.importorskip("mkdocs", reason="needs the extra `docs`")
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder]
+    env = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr, done.stderr
+    return folder
+
+
+class Links(HTMLParser):
+    """Where a page's links go, what it loads, and the anchors that it has."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.links, self.loads, self.anchors = set(), set(), set()
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.anchors |= {attrs.get("id"), attrs.get("name")}
+        if tag == "a":
+            self.links.add(attrs.get("href"))
+        elif tag == "link":
+            self.loads.add(attrs.get("href"))
+        elif "src" in attrs:
+            self.loads.add(attrs["src"])
+
+
+def test_links_and_anchors_lead_somewhere(site):
+    pages = {path: Links(path) for path in site.rglob("*.html") if path.name != "404.html"}
+    assert len(pages) > len(PAGES) / 2
+    for path, page in pages.items():
+        for link in (page.links | page.loads) - {None}:
+            url = urlsplit(link)
+            if url.scheme in ("http", "https", "mailto"):
+                continue
+            target = (path.parent / unquote(url.path)).resolve() if url.path not in ("", ".") else path
+            target = target / "index.html" if target.is_dir() else target
+            assert target.exists(), f"{path.name}: {link}"
+            if url.fragment and target in pages:
+                assert unquote(url.fragment) in pages[target].anchors, f"{path.name}: {link}"
+
+
+def test_no_page_asks_another_host_for_anything(site):
+    for path in site.rglob("*.html"):
+        for load in Links(path).loads - {None}:
+            assert not urlsplit(load).netloc, f"{path.name} loads {load}"
+    for path in site.rglob("*.css"):
+        assert not re.search(r"(url\(|@import)\s*[\"']?(https?:)?//", path.read_text()), path.name
+
+
+@pytest.fixture(scope="session")
+def browser():
+    api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    with api.sync_playwright() as playwright:
+        try:
+            opened = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        except api.Error as error:
+            pytest.skip(f"needs a browser, by `playwright install chromium` or the system's chromium: {error}")
+        yield opened
+        opened.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390], ids=["desktop", "phone"])
+def test_pages_open_from_the_disk_without_complaint(site, browser, width, scheme):
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page, complaints = context.new_page(), []
+    page.on("console", lambda message: message.type == "error" and complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("requestfailed", lambda request: complaints.append(request.url))
+    page.on("request", lambda request: request.url.startswith("http") and complaints.append(request.url))
+    for path in site.rglob("*.html"):
+        if path.name != "404.html":  # is served from the root of a host
+            page.goto(path.as_uri())
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{path} is too wide"
+            assert complaints == [], path
+    context.close()
+
+
+@pytest.mark.slow
+def test_search_finds_a_function_from_the_disk(site, browser):
+    page = browser.new_page()
+    page.goto((site / "index.html").as_uri())
+    page.fill("input.md-search__input", "consistency_gap")
+    page.wait_for_selector(".md-search-result__link[href*='jumps.html']", state="attached", timeout=10_000)
+    page.close()
