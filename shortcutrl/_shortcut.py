@@ -11,7 +11,10 @@ from shortcutrl._types import ActionLike, Obs, Scalar, ScalarLike, Velocity, typ
 
 
 class ShortcutInfo(NamedTuple):
-    """The two terms of [`shortcut_loss`][shortcutrl.shortcut_loss] before weighting, each a scalar."""
+    """The two terms of [`shortcut_loss`][shortcutrl.shortcut_loss] before weighting.
+
+    - `flow_matching`, `self_consistency`: scalars.
+    """
 
     flow_matching: Scalar
     self_consistency: Scalar

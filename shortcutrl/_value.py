@@ -12,7 +12,12 @@ from shortcutrl._types import ActionLike, Clip, Critic, Obs, Scalar, ScalarLike,
 
 
 class TDInfo(NamedTuple):
-    """What [`td_loss`][shortcutrl.td_loss] saw: the ensemble's mean Q, the target and their difference, scalars."""
+    """What [`td_loss`][shortcutrl.td_loss] saw.
+
+    - `q`: the ensemble's mean Q of the transition's action, a scalar.
+    - `target`: what it is regressed on, a scalar.
+    - `error`: `q - target`, a scalar.
+    """
 
     q: Scalar
     target: Scalar

@@ -17,7 +17,9 @@ from shortcutrl._pool import reset
 class Evaluation(NamedTuple):
     """What happened in each episode, in the order of their seeds: arrays of length `episodes`.
 
-    `episode_length` counts decisions; in [`ChunkedActions`][shortcutrl.evaluate.ChunkedActions] each is several steps.
+    - `success`: whether it succeeded.
+    - `episode_return`: the sum of its rewards, not discounted.
+    - `episode_length`: its decisions; in [`ChunkedActions`][shortcutrl.evaluate.ChunkedActions] each is several steps.
     """
 
     success: np.ndarray

@@ -72,7 +72,13 @@ class Config:
 
 
 class State(NamedTuple):
-    """All that an update changes: the networks, their moving averages and the optimiser's states."""
+    """All that an update changes.
+
+    - `policy`, `critic`: the networks.
+    - `target_policy`, `target_critic`: their moving averages: the teacher of self-consistency and the critic of the TD
+      target.
+    - `policy_opt_state`, `critic_opt_state`: the optimiser's states.
+    """
 
     policy: Any
     critic: Any
@@ -83,7 +89,14 @@ class State(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What one update saw, each a scalar: the losses before weighting, the mean Q of the data, the gradients' norms."""
+    """What one update saw, each a scalar and a mean over the batch.
+
+    - `td`: the critic's loss.
+    - `q`: the ensemble's mean Q of the data's actions.
+    - `q_loss`: minus the mean Q of the policy's actions, before weighting and normalising.
+    - `flow_matching`, `self_consistency`: the policy's regularisers, before weighting.
+    - `policy_grad_norm`, `critic_grad_norm`: of the gradients, before the optimiser clips them.
+    """
 
     td: Scalar
     q: Scalar

@@ -18,6 +18,7 @@ from shortcutrl._processes import SPAWN, cores, interrupts_ignored
 from shortcutrl.data._oracles import RECIPES, Behaviour, make_behaviour, record
 
 CAN_GENERATE = tuple(RECIPES)
+"""The names of the datasets that [`generate`][shortcutrl.data.generate] can make."""
 
 _worker: dict[str, Behaviour] = {}  # what each worker process keeps between episodes: its simulator and its oracles
 
