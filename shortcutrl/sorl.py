@@ -89,7 +89,7 @@ class State(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What one update saw, each a scalar and a mean over the batch.
+    """What one update saw, each a scalar; losses and values are means over the batch.
 
     - `td`: the critic's loss.
     - `q`: the ensemble's mean Q of the data's actions.
