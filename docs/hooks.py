@@ -18,7 +18,12 @@ from latex2mathml.converter import convert
 from mkdocs.exceptions import PluginError
 
 ROOT = Path(__file__).parents[1]
-PAGES = {"README.md": "index.md", "README.md#run-it": "quickstart.md", "CONTRIBUTING.md": "design.md"}
+PAGES = {
+    "README.md": "index.md",
+    "README.md#run-it": "quickstart.md",
+    "README.md#in-two-dimensions": "index.md#in-two-dimensions",
+    "CONTRIBUTING.md": "design.md",
+}
 """Where the documentation shows what the repository's own files link to."""
 
 
