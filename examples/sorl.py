@@ -9,7 +9,7 @@ import json
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import equinox as eqx
 import jax
@@ -27,6 +27,8 @@ from shortcutrl.evaluate import EnvPool, Evaluation, evaluate
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+
+Parsed = TypeVar("Parsed", bound="Args")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,33 +96,33 @@ class Args:
         )
 
 
-PRESETS = {
-    "laptop": Args(),
-    "paper": Args(
-        updates=1_000_000,
-        updates_per_dispatch=1_000,
-        updates_per_checkpoint=10_000,
-        width=512,
-        depth=4,
-        max_jumps=8,
-        learning_rate=1e-4,
-        schedule="constant",
-        tau=0.005,
-        n_step=1,
-        condition_on_k=True,
-        data_episodes=1_000,
-    ),
-    "smoke": Args(
-        data_episodes=1,
-        updates=20,
-        updates_per_dispatch=10,
-        updates_per_checkpoint=10,
-        width=32,
-        depth=1,
-        num_steps=2,
-        episodes=1,
-        processes=1,
-    ),
+PRESETS: dict[str, dict[str, Any]] = {
+    "laptop": {},
+    "paper": {
+        "updates": 1_000_000,
+        "updates_per_dispatch": 1_000,
+        "updates_per_checkpoint": 10_000,
+        "width": 512,
+        "depth": 4,
+        "max_jumps": 8,
+        "learning_rate": 1e-4,
+        "schedule": "constant",
+        "tau": 0.005,
+        "n_step": 1,
+        "condition_on_k": True,
+        "data_episodes": 1_000,
+    },
+    "smoke": {
+        "data_episodes": 1,
+        "updates": 20,
+        "updates_per_dispatch": 10,
+        "updates_per_checkpoint": 10,
+        "width": 32,
+        "depth": 1,
+        "num_steps": 2,
+        "episodes": 1,
+        "processes": 1,
+    },
 }
 
 # What the published configuration sets for each environment, from the README of the authors' code.
@@ -136,18 +138,27 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }
 
 
-def parse() -> Args:
-    peek = argparse.ArgumentParser(add_help=False)  # the preset says which defaults `--help` shows
+def parse(kind: type[Parsed], description: str | None) -> Parsed:
+    """The arguments of the command line; the preset among them says which defaults the others have."""
+    peek = argparse.ArgumentParser(add_help=False)
     for name in ("--preset", "--env", "--q-weight"):
         peek.add_argument(name)
     given, _ = peek.parse_known_args()
-    preset = PRESETS.get(given.preset, PRESETS["laptop"])
+    default = kind(**PRESETS.get(given.preset, {}))
     if given.preset == "paper":
-        family = (given.env or preset.env).split("-singletask")[0]
+        family = (given.env or default.env).split("-singletask")[0]
         if family not in PUBLISHED and given.q_weight is None:
-            sys.exit(f"sorl.py: no published `q_weight` for {family}: choose one by `--q-weight` (they are 10 to 500).")
-        preset = dataclasses.replace(preset, preset="paper", **PUBLISHED.get(family, {}))
-    return tyro.cli(Args, description=__doc__, default=preset)
+            sys.exit(f"no published `q_weight` for {family}: choose one by `--q-weight` (they are 10 to 500).")
+        default = dataclasses.replace(default, preset="paper", **PUBLISHED.get(family, {}))
+    return tyro.cli(kind, description=description, default=default)
+
+
+def settings_of(args: Args, task: data.Task) -> dict[str, Any]:
+    """All that a run's result depends on; the rest may change when it goes on."""
+    free = ("preset", "out", "k", "n", "episodes", "processes")
+    settings = {name: value for name, value in dataclasses.asdict(args).items() if name not in free}
+    sizes = {"obs_size": task.dataset.obs.shape[-1], "action_size": task.dataset.action.shape[-1]}
+    return settings | sizes | {"dataset": task.path.name}
 
 
 def initial_state(args: Args, config: sorl.Config, sizes: tuple[int, int], key) -> sorl.State:
@@ -212,20 +223,31 @@ def actor(args: Args, state: sorl.State, *, k: int, n: int, action_size: int) ->
     return eqx.Partial(act, state.target_policy, critic, k=k, n=n, action_size=action_size, aggregate=args.aggregate)
 
 
+def kept_cells(args: Args, run: Run) -> dict[tuple[int, int], Evaluation]:
+    return {
+        (row["k"], row["n"]): Evaluation(*(np.array(row[name]) for name in Evaluation._fields))
+        for row in run.rows("table")
+        if row["episodes"] == args.episodes
+    }
+
+
+def evaluate_cell(args: Args, state: sorl.State, pool: EnvPool, run: Run, *, k: int, n: int) -> Evaluation:
+    """Success with k jumps and n candidates, from the same starts for all; it is kept."""
+    action_size = json.loads((run.folder / "settings.json").read_text())["action_size"]
+    cell = evaluate(actor(args, state, k=k, n=n, action_size=action_size), pool, episodes=args.episodes)
+    row = {"k": k, "n": n, "episodes": args.episodes}
+    run.append("table", row | {name: values.tolist() for name, values in cell._asdict().items()})
+    return cell
+
+
 def evaluate_table(args: Args, state: sorl.State, task: data.Task, run: Run) -> dict[tuple[int, int], Evaluation]:
-    """Success for every number of jumps and of candidates, from the same starts; each cell is kept when it is done."""
-    table = {}
-    for row in run.rows("table"):
-        if row["episodes"] == args.episodes:
-            table[row["k"], row["n"]] = Evaluation(*(np.array(row[name]) for name in Evaluation._fields))
+    """Success for every number of jumps and of candidates."""
+    table = kept_cells(args, run)
     cells = [(k, n) for n in sorted({1, 8, args.n}) for k in args.jumps]
     if missing := [cell for cell in cells if cell not in table]:
         with EnvPool(task.make_env, processes=args.processes) as pool:
             for k, n in tqdm(missing, desc="evaluating", unit="cell"):
-                policy = actor(args, state, k=k, n=n, action_size=task.dataset.action.shape[-1])
-                table[k, n] = cell = evaluate(policy, pool, episodes=args.episodes)
-                row = {"k": k, "n": n, "episodes": args.episodes}
-                run.append("table", row | {name: values.tolist() for name, values in cell._asdict().items()})
+                table[k, n] = evaluate_cell(args, state, pool, run, k=k, n=n)
     return {cell: table[cell] for cell in cells}
 
 
@@ -259,16 +281,13 @@ def report(args: Args, table: dict[tuple[int, int], Evaluation]) -> str:
 
 
 def main() -> None:
-    args = parse()
+    args = parse(Args, __doc__)
     try:
         config = args.check()
         args.out.mkdir(parents=True, exist_ok=True)  # an unwritable folder is found out now
         task = data.load_ogbench(args.env, episodes=args.data_episodes)
         dataset = data.n_step(task.dataset, task.episode_end, n=args.n_step, discount=args.discount)
-        free = ("preset", "out", "k", "n", "episodes", "processes")  # what may change when a run goes on
-        settings = {name: value for name, value in dataclasses.asdict(args).items() if name not in free}
-        sizes = {"obs_size": dataset.obs.shape[-1], "action_size": dataset.action.shape[-1]}
-        with Run(args.out, {**settings, **sizes, "dataset": task.path.name}) as run:
+        with Run(args.out, settings_of(args, task)) as run:
             state = train(args, config, dataset, run)
             table = evaluate_table(args, state, task, run)
             draw(args, run.rows("metrics"), table).savefig(args.out / "sorl.png", dpi=120)
