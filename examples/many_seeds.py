@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from runs import Run
-from sorl import Args, evaluate_cell, initial_state, kept_cells, parse, settings_of
+from sorl import Args, evaluate_cell, initial_state, parse, settings_of, table_of
 from tqdm import tqdm
 
 from shortcutrl import data, sorl
@@ -102,9 +102,10 @@ def evaluate_all(args: ManyArgs, states: sorl.State, tasks: list[data.Task]) -> 
                     with Run(agents[j].out, settings_of(agents[j], task)) as run:
                         if run.step == 0:
                             run.save(args.updates, state)
-                        cell = kept_cells(args, run).get((args.k, args.n))
-                        cell = cell or evaluate_cell(agents[j], state, pool, run, k=args.k, n=args.n)
-                    rates.append(cell.success_rate)
+                        if (cell := (args.k, args.n, args.episodes)) not in table_of(run):
+                            k, n, episodes = cell
+                            evaluate_cell(agents[j], state, pool, run, k=k, n=n, episodes=episodes)
+                        rates.append(table_of(run)[cell].success_rate)
                     bar.update()
     return np.reshape(rates, (len(tasks), args.seeds))
 

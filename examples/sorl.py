@@ -61,7 +61,8 @@ class Args:
 
     k: int = 2  # jumps to act with, the headline of the table
     n: int = 1  # candidates to act with
-    episodes: int = 50  # episodes to evaluate each cell of the table on
+    episodes: int = 50  # to evaluate the policy on that acts with this k and n
+    table_episodes: int = 20  # to evaluate each other cell of the table on
     processes: int = 4  # that hold the environments of the evaluation, four in each; two for each core are best
 
     @property
@@ -71,7 +72,7 @@ class Args:
     def check(self) -> sorl.Config:
         """The training's configuration; finds out before hours of work what would fail after them."""
         sizes = ("data_episodes", "updates", "updates_per_dispatch", "batch_size", "width", "depth", "n_step")
-        for name in (*sizes, "n", "episodes", "processes"):
+        for name in (*sizes, "n", "episodes", "table_episodes", "processes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if self.updates_per_checkpoint < 1 or self.updates_per_checkpoint % self.updates_per_dispatch:
@@ -121,6 +122,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "depth": 1,
         "num_steps": 2,
         "episodes": 1,
+        "table_episodes": 1,
         "processes": 1,
     },
 }
@@ -155,7 +157,7 @@ def parse(kind: type[Parsed], description: str | None) -> Parsed:
 
 def settings_of(args: Args, task: data.Task) -> dict[str, Any]:
     """All that a run's result depends on; the rest may change when it goes on."""
-    free = ("preset", "out", "k", "n", "episodes", "processes")
+    free = ("preset", "out", "k", "n", "episodes", "table_episodes", "processes")
     settings = {name: value for name, value in dataclasses.asdict(args).items() if name not in free}
     sizes = {"obs_size": task.dataset.obs.shape[-1], "action_size": task.dataset.action.shape[-1]}
     return settings | sizes | {"dataset": task.path.name}
@@ -223,32 +225,33 @@ def actor(args: Args, state: sorl.State, *, k: int, n: int, action_size: int) ->
     return eqx.Partial(act, state.target_policy, critic, k=k, n=n, action_size=action_size, aggregate=args.aggregate)
 
 
-def kept_cells(args: Args, run: Run) -> dict[tuple[int, int], Evaluation]:
+def evaluate_cell(args: Args, state: sorl.State, pool: EnvPool, run: Run, *, k: int, n: int, episodes: int) -> None:
+    """Append a row to the run's table; the starts are the same for all cells."""
+    settings = json.loads((run.folder / "settings.json").read_text())
+    policy = actor(args, state, k=k, n=n, action_size=settings["action_size"])
+    cell = evaluate(policy, pool, episodes=episodes)
+    row = {"k": k, "n": n, "episodes": episodes}
+    run.append("table", row | {name: values.tolist() for name, values in cell._asdict().items()})
+
+
+def table_of(run: Run) -> dict[tuple[int, int, int], Evaluation]:
+    """What was evaluated, by k, n and the number of episodes."""
     return {
-        (row["k"], row["n"]): Evaluation(*(np.array(row[name]) for name in Evaluation._fields))
+        (row["k"], row["n"], row["episodes"]): Evaluation(*(np.array(row[name]) for name in Evaluation._fields))
         for row in run.rows("table")
-        if row["episodes"] == args.episodes
     }
 
 
-def evaluate_cell(args: Args, state: sorl.State, pool: EnvPool, run: Run, *, k: int, n: int) -> Evaluation:
-    """Success with k jumps and n candidates, from the same starts for all; it is kept."""
-    action_size = json.loads((run.folder / "settings.json").read_text())["action_size"]
-    cell = evaluate(actor(args, state, k=k, n=n, action_size=action_size), pool, episodes=args.episodes)
-    row = {"k": k, "n": n, "episodes": args.episodes}
-    run.append("table", row | {name: values.tolist() for name, values in cell._asdict().items()})
-    return cell
-
-
 def evaluate_table(args: Args, state: sorl.State, task: data.Task, run: Run) -> dict[tuple[int, int], Evaluation]:
-    """Success for every number of jumps and of candidates."""
-    table = kept_cells(args, run)
-    cells = [(k, n) for n in sorted({1, 8, args.n}) for k in args.jumps]
-    if missing := [cell for cell in cells if cell not in table]:
+    """Success for every number of jumps and of candidates; the cells that are done are kept."""
+    cells = dict.fromkeys([(k, n) for n in sorted({1, 8, args.n}) for k in args.jumps], args.table_episodes)
+    cells[args.k, args.n] = args.episodes
+    if missing := [(k, n, episodes) for (k, n), episodes in cells.items() if (k, n, episodes) not in table_of(run)]:
         with EnvPool(task.make_env, processes=args.processes) as pool:
-            for k, n in tqdm(missing, desc="evaluating", unit="cell"):
-                table[k, n] = evaluate_cell(args, state, pool, run, k=k, n=n)
-    return {cell: table[cell] for cell in cells}
+            for k, n, episodes in tqdm(missing, desc="evaluating", unit="cell"):
+                evaluate_cell(args, state, pool, run, k=k, n=n, episodes=episodes)
+    table = table_of(run)
+    return {(k, n): table[k, n, episodes] for (k, n), episodes in cells.items()}
 
 
 def draw(args: Args, history: list[dict[str, float]], table: dict[tuple[int, int], Evaluation]) -> Figure:
@@ -264,7 +267,7 @@ def draw(args: Args, history: list[dict[str, float]], table: dict[tuple[int, int
     for (k, n), cell in table.items():
         color = "black" if cell.success_rate > 0.5 else "white"
         axes[3].text(ks.index(k), ns.index(n), f"{cell.success_rate:.2f}", ha="center", va="center", color=color)
-    axes[3].set(xlabel="jumps k", ylabel="candidates n", title=f"success, {args.episodes} episodes")
+    axes[3].set(xlabel="jumps k", ylabel="candidates n", title="success")
     axes[3].set_xticks(range(len(ks)), ks)
     axes[3].set_yticks(range(len(ns)), ns)
     figure.suptitle(args.env)
@@ -272,10 +275,12 @@ def draw(args: Args, history: list[dict[str, float]], table: dict[tuple[int, int
 
 
 def report(args: Args, table: dict[tuple[int, int], Evaluation]) -> str:
-    lines = [f"success over {args.episodes} episodes (95% interval)"]
+    lines = ["success (95% interval)"]
     for (k, n), cell in table.items():
         low, high = cell.success_interval()
-        lines.append(f"k = {k}, n = {n}: {cell.success_rate:.2f} ({low:.2f} to {high:.2f})")
+        lines.append(
+            f"k = {k}, n = {n}: {cell.success_rate:.2f} ({low:.2f} to {high:.2f}), {len(cell.success)} episodes"
+        )
     lines.append(f"acting with k = {args.k}, n = {args.n}: {table[args.k, args.n].success_rate:.2f}")
     return "\n".join(lines)
 
