@@ -147,3 +147,23 @@ def test_jumps_computed_anew_are_the_same_from_less_memory():
     (kept, much), (anew, little) = update_through_8_jumps(remat=False), update_through_8_jumps(remat=True)
     assert close(kept, anew)
     assert little < 0.6 * much
+
+
+# ------------------------------------------------------------------------------------ compilations
+
+
+def test_a_loop_compiles_once():
+    """The state that comes out of an update is like the one that went in, down to weak types."""
+    updates = jax.jit(partial(sorl.update, config=NETWORKS))
+    state = sorl.init(*start(jax.random.key(0))[:2], config=NETWORKS)
+    for seed in range(3):
+        state, _ = updates(state, random_batch(seed), key=jax.random.key(seed))
+    assert updates._cache_size() == 1
+
+
+def test_a_loop_whose_key_changes_its_kind_compiles_twice():
+    """The counter counts."""
+    updates = jax.jit(partial(sorl.update, config=NETWORKS))
+    for key in (jax.random.key(0), jax.random.PRNGKey(0)):
+        updates(start(jax.random.key(0)), random_batch(), key=key)
+    assert updates._cache_size() == 2
