@@ -9,7 +9,7 @@ import json
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import equinox as eqx
 import jax
@@ -27,6 +27,8 @@ from shortcutrl.evaluate import EnvPool, Evaluation, evaluate
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+
+Parsed = TypeVar("Parsed", bound="Args")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +61,8 @@ class Args:
 
     k: int = 2  # jumps to act with, the headline of the table
     n: int = 1  # candidates to act with
-    episodes: int = 50  # episodes to evaluate each cell of the table on
+    episodes: int = 50  # to evaluate the policy on that acts with this k and n
+    table_episodes: int = 20  # to evaluate each other cell of the table on
     processes: int = 4  # that hold the environments of the evaluation, four in each; two for each core are best
 
     @property
@@ -69,7 +72,7 @@ class Args:
     def check(self) -> sorl.Config:
         """The training's configuration; finds out before hours of work what would fail after them."""
         sizes = ("data_episodes", "updates", "updates_per_dispatch", "batch_size", "width", "depth", "n_step")
-        for name in (*sizes, "n", "episodes", "processes"):
+        for name in (*sizes, "n", "episodes", "table_episodes", "processes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if self.updates_per_checkpoint < 1 or self.updates_per_checkpoint % self.updates_per_dispatch:
@@ -94,33 +97,34 @@ class Args:
         )
 
 
-PRESETS = {
-    "laptop": Args(),
-    "paper": Args(
-        updates=1_000_000,
-        updates_per_dispatch=1_000,
-        updates_per_checkpoint=10_000,
-        width=512,
-        depth=4,
-        max_jumps=8,
-        learning_rate=1e-4,
-        schedule="constant",
-        tau=0.005,
-        n_step=1,
-        condition_on_k=True,
-        data_episodes=1_000,
-    ),
-    "smoke": Args(
-        data_episodes=1,
-        updates=20,
-        updates_per_dispatch=10,
-        updates_per_checkpoint=10,
-        width=32,
-        depth=1,
-        num_steps=2,
-        episodes=1,
-        processes=1,
-    ),
+PRESETS: dict[str, dict[str, Any]] = {
+    "laptop": {},
+    "paper": {
+        "updates": 1_000_000,
+        "updates_per_dispatch": 1_000,
+        "updates_per_checkpoint": 10_000,
+        "width": 512,
+        "depth": 4,
+        "max_jumps": 8,
+        "learning_rate": 1e-4,
+        "schedule": "constant",
+        "tau": 0.005,
+        "n_step": 1,
+        "condition_on_k": True,
+        "data_episodes": 1_000,
+    },
+    "smoke": {
+        "data_episodes": 1,
+        "updates": 20,
+        "updates_per_dispatch": 10,
+        "updates_per_checkpoint": 10,
+        "width": 32,
+        "depth": 1,
+        "num_steps": 2,
+        "episodes": 1,
+        "table_episodes": 1,
+        "processes": 1,
+    },
 }
 
 # What the published configuration sets for each environment, from the README of the authors' code.
@@ -136,18 +140,27 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }
 
 
-def parse() -> Args:
-    peek = argparse.ArgumentParser(add_help=False)  # the preset says which defaults `--help` shows
+def parse(kind: type[Parsed], description: str | None) -> Parsed:
+    """The arguments of the command line; the preset among them says which defaults the others have."""
+    peek = argparse.ArgumentParser(add_help=False)
     for name in ("--preset", "--env", "--q-weight"):
         peek.add_argument(name)
     given, _ = peek.parse_known_args()
-    preset = PRESETS.get(given.preset, PRESETS["laptop"])
+    default = kind(**PRESETS.get(given.preset, {}))
     if given.preset == "paper":
-        family = (given.env or preset.env).split("-singletask")[0]
+        family = (given.env or default.env).split("-singletask")[0]
         if family not in PUBLISHED and given.q_weight is None:
-            sys.exit(f"sorl.py: no published `q_weight` for {family}: choose one by `--q-weight` (they are 10 to 500).")
-        preset = dataclasses.replace(preset, preset="paper", **PUBLISHED.get(family, {}))
-    return tyro.cli(Args, description=__doc__, default=preset)
+            sys.exit(f"no published `q_weight` for {family}: choose one by `--q-weight` (they are 10 to 500).")
+        default = dataclasses.replace(default, preset="paper", **PUBLISHED.get(family, {}))
+    return tyro.cli(kind, description=description, default=default)
+
+
+def settings_of(args: Args, task: data.Task) -> dict[str, Any]:
+    """All that a run's result depends on; the rest may change when it goes on."""
+    free = ("preset", "out", "k", "n", "episodes", "table_episodes", "processes")
+    settings = {name: value for name, value in dataclasses.asdict(args).items() if name not in free}
+    sizes = {"obs_size": task.dataset.obs.shape[-1], "action_size": task.dataset.action.shape[-1]}
+    return settings | sizes | {"dataset": task.path.name}
 
 
 def initial_state(args: Args, config: sorl.Config, sizes: tuple[int, int], key) -> sorl.State:
@@ -212,21 +225,33 @@ def actor(args: Args, state: sorl.State, *, k: int, n: int, action_size: int) ->
     return eqx.Partial(act, state.target_policy, critic, k=k, n=n, action_size=action_size, aggregate=args.aggregate)
 
 
+def evaluate_cell(args: Args, state: sorl.State, pool: EnvPool, run: Run, *, k: int, n: int, episodes: int) -> None:
+    """Append a row to the run's table; the starts are the same for all cells."""
+    settings = json.loads((run.folder / "settings.json").read_text())
+    policy = actor(args, state, k=k, n=n, action_size=settings["action_size"])
+    cell = evaluate(policy, pool, episodes=episodes)
+    row = {"k": k, "n": n, "episodes": episodes}
+    run.append("table", row | {name: values.tolist() for name, values in cell._asdict().items()})
+
+
+def table_of(run: Run) -> dict[tuple[int, int, int], Evaluation]:
+    """What was evaluated, by k, n and the number of episodes."""
+    return {
+        (row["k"], row["n"], row["episodes"]): Evaluation(*(np.array(row[name]) for name in Evaluation._fields))
+        for row in run.rows("table")
+    }
+
+
 def evaluate_table(args: Args, state: sorl.State, task: data.Task, run: Run) -> dict[tuple[int, int], Evaluation]:
-    """Success for every number of jumps and of candidates, from the same starts; each cell is kept when it is done."""
-    table = {}
-    for row in run.rows("table"):
-        if row["episodes"] == args.episodes:
-            table[row["k"], row["n"]] = Evaluation(*(np.array(row[name]) for name in Evaluation._fields))
-    cells = [(k, n) for n in sorted({1, 8, args.n}) for k in args.jumps]
-    if missing := [cell for cell in cells if cell not in table]:
+    """Success for every number of jumps and of candidates; the cells that are done are kept."""
+    cells = dict.fromkeys([(k, n) for n in sorted({1, 8, args.n}) for k in args.jumps], args.table_episodes)
+    cells[args.k, args.n] = args.episodes
+    if missing := [(k, n, episodes) for (k, n), episodes in cells.items() if (k, n, episodes) not in table_of(run)]:
         with EnvPool(task.make_env, processes=args.processes) as pool:
-            for k, n in tqdm(missing, desc="evaluating", unit="cell"):
-                policy = actor(args, state, k=k, n=n, action_size=task.dataset.action.shape[-1])
-                table[k, n] = cell = evaluate(policy, pool, episodes=args.episodes)
-                row = {"k": k, "n": n, "episodes": args.episodes}
-                run.append("table", row | {name: values.tolist() for name, values in cell._asdict().items()})
-    return {cell: table[cell] for cell in cells}
+            for k, n, episodes in tqdm(missing, desc="evaluating", unit="cell"):
+                evaluate_cell(args, state, pool, run, k=k, n=n, episodes=episodes)
+    table = table_of(run)
+    return {(k, n): table[k, n, episodes] for (k, n), episodes in cells.items()}
 
 
 def draw(args: Args, history: list[dict[str, float]], table: dict[tuple[int, int], Evaluation]) -> Figure:
@@ -242,7 +267,7 @@ def draw(args: Args, history: list[dict[str, float]], table: dict[tuple[int, int
     for (k, n), cell in table.items():
         color = "black" if cell.success_rate > 0.5 else "white"
         axes[3].text(ks.index(k), ns.index(n), f"{cell.success_rate:.2f}", ha="center", va="center", color=color)
-    axes[3].set(xlabel="jumps k", ylabel="candidates n", title=f"success, {args.episodes} episodes")
+    axes[3].set(xlabel="jumps k", ylabel="candidates n", title="success")
     axes[3].set_xticks(range(len(ks)), ks)
     axes[3].set_yticks(range(len(ns)), ns)
     figure.suptitle(args.env)
@@ -250,25 +275,24 @@ def draw(args: Args, history: list[dict[str, float]], table: dict[tuple[int, int
 
 
 def report(args: Args, table: dict[tuple[int, int], Evaluation]) -> str:
-    lines = [f"success over {args.episodes} episodes (95% interval)"]
+    lines = ["success (95% interval)"]
     for (k, n), cell in table.items():
         low, high = cell.success_interval()
-        lines.append(f"k = {k}, n = {n}: {cell.success_rate:.2f} ({low:.2f} to {high:.2f})")
+        lines.append(
+            f"k = {k}, n = {n}: {cell.success_rate:.2f} ({low:.2f} to {high:.2f}), {len(cell.success)} episodes"
+        )
     lines.append(f"acting with k = {args.k}, n = {args.n}: {table[args.k, args.n].success_rate:.2f}")
     return "\n".join(lines)
 
 
 def main() -> None:
-    args = parse()
+    args = parse(Args, __doc__)
     try:
         config = args.check()
         args.out.mkdir(parents=True, exist_ok=True)  # an unwritable folder is found out now
         task = data.load_ogbench(args.env, episodes=args.data_episodes)
         dataset = data.n_step(task.dataset, task.episode_end, n=args.n_step, discount=args.discount)
-        free = ("preset", "out", "k", "n", "episodes", "processes")  # what may change when a run goes on
-        settings = {name: value for name, value in dataclasses.asdict(args).items() if name not in free}
-        sizes = {"obs_size": dataset.obs.shape[-1], "action_size": dataset.action.shape[-1]}
-        with Run(args.out, {**settings, **sizes, "dataset": task.path.name}) as run:
+        with Run(args.out, settings_of(args, task)) as run:
             state = train(args, config, dataset, run)
             table = evaluate_table(args, state, task, run)
             draw(args, run.rows("metrics"), table).savefig(args.out / "sorl.png", dpi=120)

@@ -102,6 +102,11 @@ def observation_size(obs: Array | np.ndarray, expected: int) -> None:
         raise ValueError(f"`obs` must have shape ({expected},), as the network was made for, got {obs.shape}.")
 
 
+def float_dtype(name: str, dtype) -> None:
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"`{name}` must be a dtype of floating-point numbers, such as `jnp.bfloat16`, got {dtype}.")
+
+
 def trainable(name: str, leaves: list) -> None:
     """Networks are carried by `jit` and `scan`, so they must be made of arrays."""
     for leaf in leaves:

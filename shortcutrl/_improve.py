@@ -25,6 +25,7 @@ def q_loss(
     k: int,
     aggregate: str = "mean",
     clip: Clip = None,
+    remat: bool = False,
 ) -> tuple[Scalar, QInfo]:
     r"""Move the policy to better actions: $-\operatorname{agg}_i Q_{\phi_i}(s, a^k)$, $a^k$ by `k` jumps from noise.
 
@@ -40,6 +41,7 @@ def q_loss(
     - `k`: the number of jumps, a power of two. Static.
     - `aggregate`: `"min"` or `"mean"` over the ensemble. Static.
     - `clip`: `(low, high)` for the action, or `None`.
+    - `remat`: as in [`rollout_k`][shortcutrl.rollout_k]. Static.
 
     **Returns:** minus Q, a scalar, and [`QInfo`][shortcutrl.QInfo]. To normalise the loss of a batch, divide its mean
     by `jax.lax.stop_gradient(jnp.abs(info.q).mean())`.
@@ -61,6 +63,6 @@ def q_loss(
     ([arXiv 2505.22866](https://arxiv.org/abs/2505.22866)).
     """
     _checks.aggregate_name(aggregate)
-    action = rollout_k(velocity, obs, noise, k=k, clip=clip)
+    action = rollout_k(velocity, obs, noise, k=k, clip=clip, remat=remat)
     q = evaluate(critic, obs, action, aggregate)
     return -q, QInfo(q, action)

@@ -77,4 +77,5 @@ def bon_select(
     q = jax.vmap(lambda action: evaluate(critic, obs, action, aggregate))(candidates)
     best = jnp.argmax(jnp.where(jnp.isnan(q), -jnp.inf, q))
     best = jnp.where(jnp.isnan(q[best]), jnp.argmax(~jnp.isnan(q)), best)  # -inf is a number too
+    best = best if len(q) > 1 else jnp.zeros_like(best)  # no choice: the compiler leaves out a Q that nobody reads
     return candidates[best], BestOfN(best, q, candidates)

@@ -47,7 +47,9 @@ def shortcut_step(velocity: Velocity, obs: Obs, x: ActionLike, t: ScalarLike, h:
 
 
 @typed
-def rollout_k(velocity: Velocity, obs: Obs, noise: ActionLike, *, k: int, clip: Clip = None) -> Action:
+def rollout_k(
+    velocity: Velocity, obs: Obs, noise: ActionLike, *, k: int, clip: Clip = None, remat: bool = False
+) -> Action:
     r"""Turn noise into an action by `k` equal jumps: $x_{t+h} = x_t + h\, s_\theta(x_t, t, h \mid s)$ with $h = 1/k$.
 
     More jumps cost more and are more faithful to the flow (sequential scaling). For an exact mean velocity every `k`
@@ -59,6 +61,8 @@ def rollout_k(velocity: Velocity, obs: Obs, noise: ActionLike, *, k: int, clip: 
     - `noise`: a draw from the standard normal, shape `(action,)`. Gradients flow through it.
     - `k`: the number of jumps, a power of two. Static.
     - `clip`: `(low, high)` to clip the final action to; `None` leaves it as it is. No gradient flows where it clips.
+    - `remat`: whether the backward pass computes each jump anew instead of keeping what is inside it: the same gradient
+      from less memory and more time (`jax.checkpoint`). Static.
 
     **Returns:** the action at time 1, shape and dtype of `noise`. Gradients flow through all `k` jumps.
 
@@ -87,8 +91,10 @@ def rollout_k(velocity: Velocity, obs: Obs, noise: ActionLike, *, k: int, clip: 
     def jump(x, t):
         return shortcut_step(velocity, obs, x, t, 1 / k), None
 
-    # Unrolled as far as compile time allows: the compiler then fuses across jumps.
-    action, _ = jax.lax.scan(jump, noise, jnp.arange(k, dtype=noise.dtype) / k, unroll=min(k, 8))
+    # Unrolled as far as compile time allows: the compiler then fuses across jumps. Where jumps are to be computed anew
+    # it must not, for it would find that they are the same.
+    jump, unroll = (jax.checkpoint(jump), 1) if remat else (jump, min(k, 8))
+    action, _ = jax.lax.scan(jump, noise, jnp.arange(k, dtype=noise.dtype) / k, unroll=unroll)
     return action if clip is None else jnp.clip(action, *clip)
 
 

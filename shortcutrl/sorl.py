@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, Int, PRNGKeyArray
 
 from shortcutrl import _checks
 from shortcutrl._improve import q_loss
@@ -38,6 +38,8 @@ class Config:
       scale of rewards.
     - `tau`: how far the target networks move towards the online ones at each update, in (0, 1].
     - `clip`: the range of actions, or `None`.
+    - `remat`: whether the policy's improvement computes each jump anew in its backward pass, as in
+      [`rollout_k`][shortcutrl.rollout_k].
     - `optimizer`: any optax transformation, used for the policy and for the critic, each with its own state; by default
       Adam with learning rate 1e-4 after clipping the gradient to norm 1.
     """
@@ -52,6 +54,7 @@ class Config:
     normalize_q: bool = True
     tau: Number = 0.005
     clip: Clip = (-1.0, 1.0)
+    remat: bool = False
     optimizer: optax.GradientTransformation = _PUBLISHED_OPTIMIZER
 
     def __post_init__(self):
@@ -86,6 +89,17 @@ class State(NamedTuple):
     target_critic: Any
     policy_opt_state: optax.OptState
     critic_opt_state: optax.OptState
+
+
+class Jumps(NamedTuple):
+    """Through how many jumps one update acts: the base-2 logarithms of k, scalars.
+
+    - `td`: in the TD target.
+    - `improvement`: in the policy's improvement.
+    """
+
+    td: Int[Array, ""]
+    improvement: Int[Array, ""]
 
 
 class Info(NamedTuple):
@@ -149,12 +163,43 @@ def init(policy: Velocity, critic: Critic, *, config: Config) -> State:
 
 
 @typed
-def update(state: State, batch: Transition, *, config: Config, key: PRNGKeyArray) -> tuple[State, Info]:
+def draw_jumps(key: PRNGKeyArray, *, config: Config) -> Jumps:
+    """Draw the numbers of jumps of one update, each uniform on 1, 2, 4, ..., `config.max_jumps`.
+
+    [`update`][shortcutrl.sorl.update] does this by itself. Many agents in one `jax.vmap` had better share the draw:
+    `lax.switch` on a batch of different ones computes every branch for each agent.
+
+    **Arguments:**
+
+    - `key`: a JAX random key.
+    - `config`: static.
+
+    **Returns:** [`Jumps`][shortcutrl.sorl.Jumps].
+
+    !!! Example
+
+        ```python
+        import jax
+        from shortcutrl import sorl
+
+        jumps = sorl.draw_jumps(jax.random.key(0), config=sorl.Config(max_jumps=1))
+        assert 2**jumps.td == 2**jumps.improvement == 1
+        ```
+    """
+    size = config.max_jumps.bit_length()
+    td_key, improvement_key = jax.random.split(key)
+    return Jumps(jax.random.randint(td_key, (), 0, size), jax.random.randint(improvement_key, (), 0, size))
+
+
+@typed
+def update(
+    state: State, batch: Transition, *, config: Config, key: PRNGKeyArray, jumps: Jumps | None = None
+) -> tuple[State, Info]:
     r"""One step of SORL on one batch: the critic by TD, then the policy, then both target networks.
 
     The policy minimises $w_1 L_\text{flow matching} + w_2 L_\text{self-consistency} + w_3 L_Q$ against the updated
-    critic. Pure and not jitted: wrap it in `jax.jit`, scan it over steps, vmap it over seeds (there `lax.switch` over k
-    becomes a select, which computes every branch).
+    critic. Pure and not jitted: wrap it in `jax.jit`, scan it over steps, vmap it over seeds, with one draw of `jumps`
+    for all of them.
 
     **Arguments:**
 
@@ -162,6 +207,7 @@ def update(state: State, batch: Transition, *, config: Config, key: PRNGKeyArray
     - `batch`: a [`Transition`][shortcutrl.Transition] with one leading axis.
     - `config`: static.
     - `key`: a JAX random key, a new one for each update.
+    - `jumps`: from [`draw_jumps`][shortcutrl.sorl.draw_jumps]; by default drawn by `key`.
 
     **Returns:** the new state and [`Info`][shortcutrl.sorl.Info].
 
@@ -187,9 +233,12 @@ def update(state: State, batch: Transition, *, config: Config, key: PRNGKeyArray
 
     Source: algorithm 1 of SORL ([arXiv 2505.22866](https://arxiv.org/abs/2505.22866)).
     """
-    critic_key, policy_key = jax.random.split(key)
-    critic, critic_opt_state, td, td_info, critic_norm = _update_critic(state, batch, config, critic_key)
-    policy, policy_opt_state, q, shortcut, policy_norm = _update_policy(state, critic, batch, config, policy_key)
+    jumps_key, critic_key, policy_key = jax.random.split(key, 3)
+    jumps = draw_jumps(jumps_key, config=config) if jumps is None else jumps
+    critic, critic_opt_state, td, td_info, critic_norm = _update_critic(state, batch, config, jumps.td, critic_key)
+    policy, policy_opt_state, q, shortcut, policy_norm = _update_policy(
+        state, critic, batch, config, jumps.improvement, policy_key
+    )
     new_state = State(
         policy=policy,
         critic=critic,
@@ -210,9 +259,8 @@ def update(state: State, batch: Transition, *, config: Config, key: PRNGKeyArray
     return new_state, info
 
 
-def _update_critic(state: State, batch: Transition, config: Config, key: PRNGKeyArray):
-    k_key, noise_key = jax.random.split(key)
-    noise = jax.random.normal(noise_key, batch.action.shape, batch.action.dtype)
+def _update_critic(state: State, batch: Transition, config: Config, log2_k, key: PRNGKeyArray):
+    noise = jax.random.normal(key, batch.action.shape, batch.action.dtype)
 
     def loss(critic, k):
         each = partial(
@@ -228,17 +276,17 @@ def _update_critic(state: State, batch: Transition, config: Config, key: PRNGKey
         losses, info = jax.vmap(each)(batch, noise)
         return losses.mean(), info
 
-    (td, info), grads = _grad_for_drawn_k(loss, state.critic, config, k_key)
+    (td, info), grads = _grad_for_drawn_k(loss, state.critic, config, log2_k)
     critic, opt_state, norm = _apply(grads, state.critic, state.critic_opt_state, config)
     return critic, opt_state, td, info, norm
 
 
-def _update_policy(state: State, critic: Critic, batch: Transition, config: Config, key: PRNGKeyArray):
-    k_key, noise_key, shortcut_key = jax.random.split(key, 3)
+def _update_policy(state: State, critic: Critic, batch: Transition, config: Config, log2_k, key: PRNGKeyArray):
+    noise_key, shortcut_key = jax.random.split(key)
     noise = jax.random.normal(noise_key, batch.action.shape, batch.action.dtype)
 
     def improvement(policy, k):
-        each = partial(q_loss, policy, _seeing(critic, k), k=k, clip=config.clip)
+        each = partial(q_loss, policy, _seeing(critic, k), k=k, clip=config.clip, remat=config.remat)
         losses, info = jax.vmap(each)(batch.obs, noise)
         size = jax.lax.stop_gradient(jnp.abs(info.q).mean())
         scale = jnp.where(size > 0, size, 1.0) if config.normalize_q else 1.0  # a critic may start at zero
@@ -258,14 +306,14 @@ def _update_policy(state: State, critic: Critic, batch: Transition, config: Conf
         return losses.mean(), info
 
     grads, info = eqx.filter_grad(regularisation, has_aux=True)(state.policy)
-    (_, q), q_grads = _grad_for_drawn_k(improvement, state.policy, config, k_key)
+    (_, q), q_grads = _grad_for_drawn_k(improvement, state.policy, config, log2_k)
     grads = jax.tree.map(jnp.add, grads, q_grads)
     policy, opt_state, norm = _apply(grads, state.policy, state.policy_opt_state, config)
     return policy, opt_state, q, info, norm
 
 
-def _grad_for_drawn_k(loss, model, config: Config, key: PRNGKeyArray):
-    """Value and gradient of `loss(model, k)` for one k drawn from 1, 2, 4, ..., `max_jumps`.
+def _grad_for_drawn_k(loss, model, config: Config, log2_k):
+    """Value and gradient of `loss(model, k)` for the k of 1, 2, 4, ..., `max_jumps` that was drawn.
 
     Differentiated inside the branches: differentiating through the switch would carry every branch's residuals.
     """
@@ -275,7 +323,7 @@ def _grad_for_drawn_k(loss, model, config: Config, key: PRNGKeyArray):
     def branch(k):
         return jax.value_and_grad(lambda params: loss(eqx.combine(params, static), k), has_aux=True)
 
-    return jax.lax.switch(jax.random.randint(key, (), 0, len(ks)), [branch(k) for k in ks], params)
+    return jax.lax.switch(log2_k, [branch(k) for k in ks], params)
 
 
 def _apply(grads, model, opt_state, config: Config):

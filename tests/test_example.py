@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from running import finish, start
+from running import ENV, finish, start
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "sorl.py"
 
@@ -122,3 +122,17 @@ def test_a_folder_without_a_run_is_named(home, tmp_path):
     assert process.returncode == 1
     assert "none holds no run: train there first" in said
     assert "Traceback" not in said
+
+
+def test_many_seeds(home, tmp_path):
+    args = ["--preset", "smoke", "--env", ENV, "--tasks", "1", "3", "--seeds", "2", "--k", "1"]
+    said = finish(start(home, "many_seeds.py", *args, "--out", tmp_path / "many"))
+    assert "task 3: " in said
+    agents = [f"task{task}-seed{seed}" for task in (1, 3) for seed in (0, 1)]
+    rows = [json.loads(line) for line in (tmp_path / "many" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [10, 20]
+    assert len({rows[1][f"td/{agent}"] for agent in agents}) == 4  # tasks differ in their rewards, seeds in all
+    args = ["--out", tmp_path, "--jumps", "1", "--candidates", "1", "--episodes", "1"]
+    finish(start(home, "test_time_scaling.py", tmp_path / "many" / "task3-seed1", *args))
+    table = (tmp_path / "test_time_scaling.csv").read_text()
+    assert "task3-seed1,1,2,1,1,1," in table

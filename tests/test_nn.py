@@ -195,3 +195,38 @@ def test_numpy_observations_are_ordinary():
     obs, x = np.asarray(OBS), np.asarray(X)
     np.testing.assert_allclose(POLICY(obs, x, 0.5, 0.25), POLICY(OBS, X, 0.5, 0.25))
     np.testing.assert_allclose(CRITIC(obs, x, k=4), CRITIC(OBS, X, k=4))
+
+
+# ------------------------------------------------------------------------------- mixed precision
+
+
+def both_precisions(depth=3, **options):
+    make = lambda **more: nn.ShortcutPolicy(3, 2, width=64, depth=depth, key=jax.random.key(0), **options, **more)
+    single = lambda network: jax.tree.map(lambda leaf: leaf.astype(jnp.float32), network)
+    return single(make()), single(make(matmul_dtype=jnp.bfloat16))
+
+
+def test_products_between_hidden_layers_take_their_dtype_and_nothing_else_does():
+    full, mixed = both_precisions()
+    obs, x = OBS.astype(jnp.float32), X.astype(jnp.float32)
+    products = [line for line in str(jax.make_jaxpr(mixed)(obs, x, 0.5, 0.25)).splitlines() if "dot_general" in line]
+    assert len(products) == 4
+    assert "preferred_element_type=float32" in products[1]
+    assert mixed(obs, x, 0.5, 0.25).dtype == jnp.float32
+    gradient = jax.grad(lambda policy: jnp.sum(policy(obs, x, 0.5, 0.25) ** 2))(mixed)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves((mixed, gradient))} == {"float32"}
+    error = jnp.abs(full(obs, x, 0.5, 0.25) - mixed(obs, x, 0.5, 0.25)).max()
+    assert 1e-5 < error < 1e-2
+
+
+def test_small_digits_of_an_observation_are_not_lost():
+    """A change by 1e-4, which bfloat16 cannot tell, moves the velocity as it does in full precision."""
+    full, mixed = both_precisions(depth=1)
+    obs, x = OBS.astype(jnp.float32), X.astype(jnp.float32)
+    change = [policy(obs + 1e-4, x, 0.5, 0.25) - policy(obs, x, 0.5, 0.25) for policy in (full, mixed)]
+    np.testing.assert_allclose(*change, rtol=0.1)
+
+
+def test_a_dtype_for_products_must_be_of_floats():
+    with pytest.raises(ValueError, match="`matmul_dtype` must be a dtype of floating-point numbers"):
+        nn.EnsembleCritic(3, 2, width=4, depth=1, matmul_dtype=int, key=jax.random.key(0))

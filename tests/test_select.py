@@ -148,3 +148,15 @@ def test_the_gradient_flows_through_the_chosen_action_alone():
     noise = jnp.array([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]])
     gradient = jax.grad(lambda noise: bon_select(stay, near, jnp.ones(2), noise, k=1)[0].sum())(noise)
     assert jnp.array_equal(gradient, jnp.array([[0.0, 0.0], [1.0, 1.0], [0.0, 0.0]]))
+
+
+def test_a_single_candidate_costs_no_critic():
+    """In the compiled program of the action alone there is the policy's product and no other."""
+    velocity, critic = (lambda obs, x, t, h: x @ jnp.ones((2, 2))), (lambda obs, a: a @ jnp.ones((2, 3)))
+
+    def products(n):
+        act = jax.jit(lambda noise: bon_select(velocity, critic, None, noise, k=1)[0])
+        program = act.lower(jnp.ones((n, 2))).compile().as_text()
+        return program.count(" dot(")
+
+    assert (products(1), products(2)) == (1, 2)

@@ -47,6 +47,7 @@ TABLE = {
     "q_loss": Case(lambda *args: shortcutrl.q_loss(*args, k=2), "velocity critic obs noise", 4),
     "bon_select": Case(lambda *args: shortcutrl.bon_select(*args, k=2), "velocity critic obs noises", 4),
     "sorl.init": Case(lambda *args: sorl.init(*args, config=CONFIG), "velocity critic", 2),
+    "sorl.draw_jumps": Case(lambda key: sorl.draw_jumps(key, config=CONFIG), "key"),
     "sorl.update": Case(lambda *args: sorl.update(*args[:-1], config=CONFIG, key=args[-1]), "state batch key"),
     "nn.ShortcutPolicy": Case(lambda policy, *args: policy(*args), "velocity obs x t h", 5),
     "nn.EnsembleCritic": Case(lambda critic, *args: critic(*args), "critic obs action", 3),

@@ -4,6 +4,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from shortcutrl import _checks
@@ -25,10 +26,12 @@ class EnsembleCritic(eqx.Module):
     - `ensemble`: the number of members.
     - `layer_norm`: whether hidden layers end in LayerNorm.
     - `condition_on_k`: whether it is called with `k`, which then is an input.
+    - `matmul_dtype`: of the matrix products between hidden layers, such as `jnp.bfloat16`; their sums, parameters and
+      all else keep their dtype. `None` leaves the products as they are. Static.
     - `key`: a JAX random key for the initial weights.
 
-    **Raises:** `ValueError` for a size below 1, and when called with `k` where it is not conditioned on it, or without
-    where it is.
+    **Raises:** `ValueError` for a size below 1, a `matmul_dtype` of integers, and when called with `k` where it is not
+    conditioned on it, or without where it is.
 
     !!! Example
 
@@ -56,13 +59,14 @@ class EnsembleCritic(eqx.Module):
         ensemble: int = 2,
         layer_norm: bool = True,
         condition_on_k: bool = False,
+        matmul_dtype: DTypeLike | None = None,
         key: PRNGKeyArray,
     ):
         _checks.sizes(obs_size=obs_size, action_size=action_size, width=width, depth=depth, ensemble=ensemble)
 
         def member(key):
             in_size = obs_size + action_size + condition_on_k
-            return MLP(in_size, 1, width=width, depth=depth, layer_norm=layer_norm, key=key)
+            return MLP(in_size, 1, width=width, depth=depth, layer_norm=layer_norm, matmul_dtype=matmul_dtype, key=key)
 
         self.members = eqx.filter_vmap(member)(jax.random.split(key, ensemble))
         self.condition_on_k = condition_on_k

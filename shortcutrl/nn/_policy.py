@@ -3,6 +3,7 @@
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from shortcutrl import _checks
@@ -23,9 +24,11 @@ class ShortcutPolicy(eqx.Module):
     - `width`, `depth`: of the hidden layers.
     - `layer_norm`: whether hidden layers end in LayerNorm; not in the published policy.
     - `smallest_step`: the smallest step that it can tell from 0, in (0, 1).
+    - `matmul_dtype`: of the matrix products between hidden layers, such as `jnp.bfloat16`; their sums, parameters and
+      all else keep their dtype. `None` leaves the products as they are. Static.
     - `key`: a JAX random key for the initial weights.
 
-    **Raises:** `ValueError` for a size below 1 or `smallest_step` outside (0, 1).
+    **Raises:** `ValueError` for a size below 1, `smallest_step` outside (0, 1), or a `matmul_dtype` of integers.
 
     !!! Example
 
@@ -51,13 +54,20 @@ class ShortcutPolicy(eqx.Module):
         depth: int = 4,
         layer_norm: bool = False,
         smallest_step: float = 1 / 256,
+        matmul_dtype: DTypeLike | None = None,
         key: PRNGKeyArray,
     ):
         _checks.sizes(obs_size=obs_size, action_size=action_size, width=width, depth=depth)
         if not 0 < smallest_step < 1:
             raise ValueError(f"`smallest_step` must lie in (0, 1), got {smallest_step}.")
         self.mlp = MLP(
-            obs_size + action_size + 2, action_size, width=width, depth=depth, layer_norm=layer_norm, key=key
+            obs_size + action_size + 2,
+            action_size,
+            width=width,
+            depth=depth,
+            layer_norm=layer_norm,
+            matmul_dtype=matmul_dtype,
+            key=key,
         )
         self.smallest_step = smallest_step
 

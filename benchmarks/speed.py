@@ -1,0 +1,246 @@
+"""How fast the functions are, each beside its floor: the matrix products of the same shapes and nothing else.
+
+pytest benchmarks/speed.py --benchmark-json speed.json && python benchmarks/table.py speed.json
+
+With `--published PATH`, a checkout of the authors' code whose requirements are installed, that is measured too.
+"""
+
+import sys
+import time
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from shortcutrl import Transition, bon_select, data, nn, sorl
+
+OBS, ACTION, BATCH, ENSEMBLE = 28, 5, 256, 2  # cube-single's sizes
+UPDATES = 40  # in one scan
+
+
+class Size(NamedTuple):
+    width: int
+    depth: int
+    max_jumps: int
+
+    def policy(self, **options) -> nn.ShortcutPolicy:
+        return nn.ShortcutPolicy(OBS, ACTION, width=self.width, depth=self.depth, key=jax.random.key(0), **options)
+
+    def critic(self, **options) -> nn.EnsembleCritic:
+        return nn.EnsembleCritic(OBS, ACTION, width=self.width, depth=self.depth, key=jax.random.key(1), **options)
+
+    def config(self, **options) -> sorl.Config:
+        return sorl.Config(num_steps=8, max_jumps=self.max_jumps, **options)
+
+    def products(self, k: float, n: float = 0) -> float:
+        """Multiplications and additions of `k` passes through the policy and `n` through the critic, for one sample."""
+        hidden = (self.depth - 1) * self.width**2
+        policy = (OBS + 2 * ACTION + 2) * self.width + hidden
+        critic = ENSEMBLE * ((OBS + ACTION + 1) * self.width + hidden)
+        return 2 * (k * policy + n * critic)
+
+    def update_flops(self) -> float:
+        """On average over k. A backward pass is two forward passes, or one where only the input's gradient is asked."""
+        k = sum(2**i for i in range(self.max_jumps.bit_length())) / self.max_jumps.bit_length()
+        td_target, td, imitation, improvement = (k, 1), (0, 3), (3 + 3 + 2, 0), (3 * k, 2)
+        return BATCH * sum(self.products(*passes) for passes in (td_target, td, imitation, improvement))
+
+
+PAPER, LAPTOP = Size(512, 4, 8), Size(256, 3, 2)
+sizes = pytest.mark.parametrize("size", [PAPER, LAPTOP], ids=["4x512", "3x256"])
+
+
+def floor(rows: int, width: int, flops: float) -> float:
+    """The seconds that products (rows, width) x (width, width) of so many operations take here and now."""
+    count = flops / (2 * rows * width**2)
+    timed = max(1, min(100, round(count)))
+    weights = jax.random.normal(jax.random.key(0), (4, width, width)) / width**0.5
+
+    @jax.jit
+    def products(x, weights):
+        return jax.lax.fori_loop(0, timed, lambda i, x: x @ weights[i % 4], x)
+
+    x, took = jnp.ones((rows, width)), []
+    jax.block_until_ready(products(x, weights))
+    while sum(took) < 0.5 or len(took) < 5:
+        start = time.perf_counter()
+        jax.block_until_ready(products(x, weights))
+        took.append(time.perf_counter() - start)
+    return sorted(took)[len(took) // 2] * count / timed
+
+
+def measure(benchmark, call, *args, per: int, flops: float, rows: int = BATCH, width: int, **extra) -> None:
+    """Time `call(*args)`, which does `per` things of `flops` operations each."""
+    jax.block_until_ready(call(*args))
+    benchmark.extra_info.update(per=per, floor=floor(rows, width, flops), **extra)
+    benchmark.pedantic(lambda: jax.block_until_ready(call(*args)), rounds=7, warmup_rounds=1)
+
+
+def dataset(size: int = 10_000) -> Transition:
+    normal = partial(jax.random.normal, jax.random.key(2))
+    action = jnp.clip(normal((size, ACTION)), -1, 1)
+    return Transition(normal((size, OBS)), action, -jnp.ones(size), jnp.ones(size), normal((size, OBS)))
+
+
+def one_update(config: sorl.Config, data_: Transition, state, key, jumps=None):
+    batch_key, update_key = jax.random.split(key)
+    batch = data.sample(data_, batch_key, batch_size=BATCH)
+    return sorl.update(state, batch, config=config, key=update_key, jumps=jumps)
+
+
+def scan(config: sorl.Config):
+    @jax.jit
+    def many_updates(state, data_, keys):
+        return jax.lax.scan(partial(one_update, config, data_), state, keys)
+
+    return many_updates
+
+
+KEYS = jax.random.split(jax.random.key(3), UPDATES)
+
+
+def memory(compiled) -> int:
+    """Bytes that the compiled program holds for a while, beside its arguments and results."""
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def measure_scan(benchmark, size: Size, config: sorl.Config, **networks) -> None:
+    state = sorl.init(size.policy(**networks), size.critic(**networks), config=config)
+    args = state, dataset(), KEYS
+    compiled = scan(config).lower(*args).compile()
+    measure(
+        benchmark,
+        compiled,
+        *args,
+        per=UPDATES,
+        flops=size.update_flops(),
+        width=size.width,
+        memory=memory(compiled),
+    )
+
+
+@sizes
+def test_updates_in_a_scan(benchmark, size):
+    measure_scan(benchmark, size, size.config())
+
+
+@sizes
+def test_updates_one_by_one(benchmark, size):
+    """As in a loop of one's own that calls a jitted update each time."""
+    config = size.config()
+    update = jax.jit(lambda state, data_, key: one_update(config, data_, state, key), donate_argnums=0)
+
+    def loop(data_):
+        state = sorl.init(size.policy(), size.critic(), config=config)
+        for key in KEYS:
+            state, _ = update(state, data_, key)
+        return state
+
+    measure(benchmark, loop, dataset(), per=UPDATES, flops=size.update_flops(), width=size.width)
+
+
+def test_updates_computing_jumps_anew(benchmark):
+    measure_scan(benchmark, PAPER, PAPER.config(remat=True))
+
+
+def test_updates_with_bfloat16_products(benchmark):
+    measure_scan(benchmark, PAPER, PAPER.config(), matmul_dtype=jnp.bfloat16)
+
+
+@pytest.mark.parametrize("agents", [1, 8])
+def test_many_agents(benchmark, agents):
+    """Small ones, sharing the number of jumps."""
+    size = Size(128, 2, 8)
+    config = size.config()
+
+    @jax.jit
+    def many_updates(states, data_, keys):
+        def step(states, keys):
+            jumps = sorl.draw_jumps(keys[0], config=config)
+            return jax.vmap(lambda state, key: one_update(config, data_, state, key, jumps))(states, keys)
+
+        return jax.lax.scan(step, states, keys)
+
+    keys = jax.random.split(jax.random.key(0), (UPDATES, agents))
+    states = jax.vmap(lambda _: sorl.init(size.policy(), size.critic(), config=config))(keys[0])
+    flops = agents * size.update_flops()
+    measure(benchmark, many_updates, states, dataset(), keys, per=UPDATES, flops=flops, width=size.width)
+
+
+@pytest.mark.parametrize("observations", [1, 64])
+@pytest.mark.parametrize(("k", "n"), [(1, 1), (4, 8), (8, 32)])
+def test_best_of_n(benchmark, k, n, observations):
+    policy, critic = PAPER.policy(), PAPER.critic()
+
+    @jax.jit
+    def act(networks, obs, key):
+        noise = jax.random.normal(key, (observations, n, ACTION))
+        select = partial(bon_select, *networks, k=k, clip=(-1.0, 1.0))
+        return jax.vmap(select)(obs, noise)[0] if observations > 1 else select(obs[0], noise[0])[0]
+
+    flops = n * PAPER.products(k, 1 if n > 1 else 0)
+    args = (policy, critic), jnp.ones((observations, OBS)), jax.random.key(0)
+
+    def often(*args):
+        for _ in range(20):
+            action = act(*args)
+        return action
+
+    measure(benchmark, often, *args, per=20 * observations, flops=flops, rows=observations * n, width=PAPER.width)
+
+
+def test_first_call(benchmark):
+    """Tracing and compiling the scan of updates."""
+    config = PAPER.config()
+    args = sorl.init(PAPER.policy(), PAPER.critic(), config=config), dataset(), KEYS
+    benchmark.extra_info.update(per=1)
+    benchmark.pedantic(lambda: scan(config).lower(*args).compile(), rounds=3)
+
+
+# ------------------------------------------------------------- the authors' code, where it is given
+
+
+@pytest.fixture
+def published(request):
+    """An agent of the authors' code with the sizes of `PAPER`, and a batch."""
+    if (path := request.config.getoption("published")) is None:
+        pytest.skip("no checkout of the authors' code: give one by --published PATH")
+    sys.path.insert(0, path)
+    from agents.sorl import SORLAgent, get_config  # pyright: ignore[reportMissingImports]
+
+    batch = data.sample(dataset(), jax.random.key(0), batch_size=BATCH)
+    names = {"observations": 0, "actions": 1, "rewards": 2, "masks": 3, "next_observations": 4}
+    return SORLAgent.create(0, batch.obs, batch.action, get_config()), {name: batch[i] for name, i in names.items()}
+
+
+def test_published_updates(benchmark, published):
+    agent, batch = published
+
+    def loop(agent, batch):
+        for _ in range(UPDATES // 4):
+            agent, _ = agent.update(batch)
+        return agent.network.params
+
+    measure(benchmark, loop, agent, batch, per=UPDATES // 4, flops=PAPER.update_flops(), width=PAPER.width)
+
+
+def test_published_first_call(benchmark, published):
+    agent, batch = published
+    benchmark.extra_info.update(per=1)
+    benchmark.pedantic(lambda: type(agent).update.lower(agent, batch).compile(), rounds=1)
+
+
+@pytest.mark.parametrize(("k", "n"), [(1, 1), (4, 8), (8, 32)])
+def test_published_best_of_n(benchmark, published, k, n):
+    agent, batch = published
+
+    def often(obs, key):
+        for _ in range(20):
+            action = agent.sample_actions(obs, seed=key, inference_timesteps=k, n=n)
+        return action
+
+    args = batch["observations"][0], jax.random.PRNGKey(0)
+    flops = n * PAPER.products(k, 1 if n > 1 else 0)
+    measure(benchmark, often, *args, per=20, flops=flops, rows=n, width=PAPER.width)

@@ -1,0 +1,36 @@
+"""The results of `speed.py` as a table in Markdown, with the machine and the versions.
+
+python benchmarks/table.py speed.json > docs/speed.md
+"""
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+import tyro
+
+
+def row(result: dict) -> str:
+    name = result["name"].removeprefix("test_").replace("_", " ")
+    extra, seconds = result["extra_info"], result["stats"]["median"] / result["extra_info"]["per"]
+    floor = extra["floor"] / extra["per"] if "floor" in extra else None
+    share = "" if floor is None else f"{floor / seconds:.0%}"
+    memory = f"{extra['memory'] / 1e6:.0f} MB" if "memory" in extra else ""
+    return (
+        f"| {name} | {1e3 * seconds:.2f} ms | {'' if floor is None else f'{1e3 * floor:.2f} ms'} | {share} | {memory} |"
+    )
+
+
+def main(
+    results: tyro.conf.Positional[Path],  # what `pytest benchmarks/speed.py --benchmark-json` wrote
+) -> None:
+    measured = json.loads(results.read_text())
+    machine = measured["machine_info"]
+    print(f"{machine['cpu']['brand_raw']}, {machine['cpu']['count']} cores; Python {machine['python_version']}", end="")
+    print("".join(f", {name} {version(name)}" for name in ("jax", "jaxlib", "equinox", "optax")), end=".\n\n")
+    print("| | median | floor | floor / median | memory |\n|---|---|---|---|---|")
+    print("\n".join(row(result) for result in measured["benchmarks"]))
+
+
+if __name__ == "__main__":
+    tyro.cli(main, description=__doc__)
