@@ -1,6 +1,6 @@
 """The results of `speed.py` as a table in Markdown, with the machine and the versions.
 
-python benchmarks/table.py speed.json > docs/speed.md
+python benchmarks/table.py speed.json > docs/benchmarks-speed.md
 """
 
 import json

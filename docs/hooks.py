@@ -124,7 +124,7 @@ def rows(*cells):
 def published():
     """One row for each environment family of the paper, with what it shares with the others filled in."""
     names = ("q_weight", "aggregate", "discount")
-    paper = example().PRESETS["paper"]
+    paper = example().Args(**example().PRESETS["paper"])
     table = [(f"`{env}`", *(own.get(n, getattr(paper, n)) for n in names)) for env, own in example().PUBLISHED.items()]
     return rows(("environment", *(f"`{name}`" for name in names)), *table)
 
@@ -135,7 +135,11 @@ def options():
     varies = {name for own in example().PUBLISHED.values() for name in own}
 
     def value(preset, name):
-        return "above" if preset == "paper" and name in varies else f"`{getattr(example().PRESETS[preset], name)}`"
+        return (
+            "above"
+            if preset == "paper" and name in varies
+            else f"`{getattr(example().Args(**example().PRESETS[preset]), name)}`"
+        )
 
     table = [
         (f"`--{name.replace('_', '-')}`", value("laptop", name), value("paper", name), meaning)
