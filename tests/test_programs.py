@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from shortcutrl import Transition, nn, sorl
+from shortcutrl import Transition, nn, q_loss, sorl
 
 update = jax.jit(sorl.update, static_argnames="config")
 
@@ -129,6 +129,19 @@ def test_agents_with_jumps_of_their_own_compute_every_branch():
 
 
 # ------------------------------------------------------------------------------------------- memory
+
+
+def test_memory_grows_with_the_jumps_and_no_faster():
+    """By what the backward pass keeps of each forward pass."""
+    policy = nn.ShortcutPolicy(3, 2, width=64, depth=2, key=jax.random.key(0))
+    critic = nn.EnsembleCritic(3, 2, width=8, depth=1, key=jax.random.key(1))
+
+    def memory(k):
+        loss = lambda policy: jax.vmap(partial(q_loss, policy, critic, k=k))(jnp.ones((64, 3)), jnp.ones((64, 2)))[0]
+        return jax.jit(jax.grad(lambda policy: loss(policy).sum())).lower(policy).compile().memory_analysis()
+
+    two, four, eight = (memory(k).temp_size_in_bytes for k in (2, 4, 8))
+    assert 0 < eight - four <= 2.1 * (four - two)
 
 
 def update_through_8_jumps(remat):

@@ -5,6 +5,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
+from contextlib import closing
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -48,6 +49,7 @@ def load_ogbench(
     folder: str | os.PathLike[str] = DEFAULT_FOLDER,
     episodes: int | None = None,
     seed: int = 0,
+    processes: int | None = None,
     progress: bool = True,
 ) -> Task:
     """Load an OGBench single-task dataset by name, such as `"scene-play-singletask-task1-v0"`.
@@ -62,6 +64,7 @@ def load_ogbench(
     - `name`: an OGBench dataset name with `singletask`.
     - `folder`: where datasets that are made on the spot are kept; by default `~/.cache/shortcutrl`.
     - `episodes`, `seed`: of a dataset that is made on the spot; by default as many episodes as OGBench publishes.
+    - `processes`: that make it; by default one for each core.
     - `progress`: whether to show progress bars.
 
     **Returns:** the [`Task`][shortcutrl.data.Task].
@@ -70,18 +73,17 @@ def load_ogbench(
     `OSError` if `folder` cannot be written, or if the dataset can be neither downloaded nor made.
     """
     env_name, dataset_name = _split(name)
-    path = _find(dataset_name, Path(folder).expanduser(), episodes, seed, progress)
-    env = make_env(name)
+    make = partial(generate, dataset_name, episodes=episodes, seed=seed, processes=processes, progress=progress)
+    path = _find(dataset_name, Path(folder).expanduser(), episodes, seed, make)
     try:
         arrays = load_dataset(str(path), add_info=True)
-        relabel_dataset(env_name, env, arrays)
+        with closing(make_env(name)) as env:
+            relabel_dataset(env_name, env, arrays)  # a KeyError where the states are missing from the file
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError) as error:
         raise ValueError(
             f"{path} cannot be read as an OGBench dataset ({type(error).__name__}: {error}). Delete it and its "
             "-val.npz, then run again to get it anew."
         ) from error
-    finally:
-        env.close()
     dataset = transitions(
         obs=arrays["observations"],
         action=arrays["actions"],
@@ -124,7 +126,7 @@ def _split(name: str) -> tuple[str, str]:
     raise ValueError(f"`name` must be an OGBench single-task dataset, got {name!r}; {hint}")
 
 
-def _find(dataset_name: str, folder: Path, episodes: int | None, seed: int, progress: bool) -> Path:
+def _find(dataset_name: str, folder: Path, episodes: int | None, seed: int, make: Callable[[Path], Path]) -> Path:
     downloaded = Path(ogbench.utils.DEFAULT_DATASET_DIR).expanduser()
     episodes = episodes or (RECIPES[dataset_name].episodes if dataset_name in RECIPES else 0)
     made = folder / f"{dataset_name}-{episodes}-episodes-seed-{seed}.npz"
@@ -145,7 +147,7 @@ def _find(dataset_name: str, folder: Path, episodes: int | None, seed: int, prog
                 f"the host of OGBench's datasets cannot be reached, and {dataset_name} cannot be made on the spot. "
                 f"Put {dataset_name}.npz and {dataset_name}-val.npz from {ogbench.utils.DATASET_URL} into {downloaded}."
             )
-        return generate(dataset_name, made, episodes=episodes, seed=seed, progress=progress)
+        return make(made)
 
 
 def _complete(path: Path) -> bool:
