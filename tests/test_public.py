@@ -38,7 +38,7 @@ def test_the_public_names():
         *("flow_matching_loss", "self_consistency_loss", "shortcut_loss", "ShortcutInfo"),
         *("td_target", "td_loss", "TDInfo", "q_loss", "QInfo", "bon_select", "BestOfN"),
         *("Critic", "Transition", "Velocity", "nn.ShortcutPolicy", "nn.EnsembleCritic"),
-        *("sorl.Config", "sorl.Info", "sorl.State", "sorl.init", "sorl.update"),
+        *("sorl.Config", "sorl.Info", "sorl.Jumps", "sorl.State", "sorl.draw_jumps", "sorl.init", "sorl.update"),
     }
 
 
