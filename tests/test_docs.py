@@ -16,8 +16,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-LONG = DOCS / "tutorials" / "agents.md"
-WITH_CODE = [page for page in PAGES if "```python" in page.read_text() and page != LONG]
+LONG = [DOCS / "tutorials" / "agents.md", DOCS / "tutorials" / "devices.md"]
+WITH_CODE = [
+    pytest.param(page, marks=[pytest.mark.slow] if page in LONG else [])
+    for page in PAGES
+    if "```python" in page.read_text()
+]
 TEXTS = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 
 
@@ -36,7 +40,7 @@ def as_a_reader():
     jax.config.update("jax_enable_x64", True)
 
 
-@pytest.mark.parametrize("page", [*WITH_CODE, pytest.param(LONG, marks=pytest.mark.slow)], ids=name)
+@pytest.mark.parametrize("page", WITH_CODE, ids=name)
 @pytest.mark.usefixtures("as_a_reader")
 def test_the_code_of_a_page_runs(page):
     namespace = {"__name__": "page"}
