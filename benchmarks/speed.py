@@ -184,9 +184,7 @@ def test_best_of_n(benchmark, k, n, observations):
     args = (policy, critic), jnp.ones((observations, OBS)), jax.random.key(0)
 
     def often(*args):
-        for _ in range(20):
-            action = act(*args)
-        return action
+        return [act(*args) for _ in range(20)]
 
     measure(benchmark, often, *args, per=20 * observations, flops=flops, rows=observations * n, width=PAPER.width)
 
@@ -237,9 +235,7 @@ def test_published_best_of_n(benchmark, published, k, n):
     agent, batch = published
 
     def often(obs, key):
-        for _ in range(20):
-            action = agent.sample_actions(obs, seed=key, inference_timesteps=k, n=n)
-        return action
+        return [agent.sample_actions(obs, seed=key, inference_timesteps=k, n=n) for _ in range(20)]
 
     args = batch["observations"][0], jax.random.PRNGKey(0)
     flops = n * PAPER.products(k, 1 if n > 1 else 0)
