@@ -46,6 +46,7 @@ class Args:
     batch_size: int = 256  # transitions in one gradient step
     width: int = 256  # of each hidden layer
     depth: int = 3  # hidden layers
+    matmul_dtype: Literal["float32", "bfloat16"] = "float32"  # of the matrix products between hidden layers
     learning_rate: float = 1e-3  # Adam's, at its peak
     schedule: Literal["cosine", "constant"] = "cosine"  # cosine: rises over a tenth of the updates, then falls to 0
     flow_matching_weight: float = 10.0  # of matching the data's velocity by the smallest step
@@ -165,7 +166,7 @@ def settings_of(args: Args, task: data.Task) -> dict[str, Any]:
 
 def initial_state(args: Args, config: sorl.Config, sizes: tuple[int, int], key) -> sorl.State:
     policy_key, critic_key = jax.random.split(key)
-    shape: dict[str, Any] = {"width": args.width, "depth": args.depth}
+    shape: dict[str, Any] = {"width": args.width, "depth": args.depth, "matmul_dtype": args.matmul_dtype}
     policy = nn.ShortcutPolicy(*sizes, **shape, key=policy_key)
     critic = nn.EnsembleCritic(*sizes, **shape, condition_on_k=args.condition_on_k, key=critic_key)
     return sorl.init(policy, critic, config=config)
