@@ -64,7 +64,10 @@ def include(file, heading, up):
     """The text of a file, or of one of its sections up to the next heading, with links that work on the site."""
     text = (ROOT / file).read_text().split("\n", 1)[1]  # without the title
     if heading is not None:
-        intro, *sections = re.split(r"^#+ (.+)$", text, flags=re.MULTILINE)
+        lines = re.split(r"(^ *```.*?^ *```$)", text, flags=re.MULTILINE | re.DOTALL)
+        lines[1::2] = [re.sub(r"^#", r"\\#", code, flags=re.MULTILINE) for code in lines[1::2]]  # comments, no headings
+        intro, *sections = re.split(r"^#+ (.+)$", "".join(lines), flags=re.MULTILINE)
+        intro, *sections = (re.sub(r"^\\#", "#", part, flags=re.MULTILINE) for part in (intro, *sections))
         bodies = {"": intro, **dict(zip(sections[::2], sections[1::2], strict=True))}
         if heading not in bodies:
             raise PluginError(f"{file} has no heading {heading!r}.")

@@ -11,6 +11,7 @@ On several machines, the same command on each, which differs in `--process` only
     python examples/many_devices.py --processes 2 --coordinator host-0:9876 --process 0
 """
 
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -47,6 +48,8 @@ def main(
 ) -> None:
     if processes > 1:
         jax.distributed.initialize(coordinator, processes, process)
+    if batch_size % jax.device_count():
+        sys.exit(f"`batch_size` must be a multiple of the {jax.device_count()} devices, got {batch_size}.")
     mesh = Mesh(jax.devices(), ("batch",))
     shared, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("batch"))
     config = sorl.Config(num_steps=8, max_jumps=4, q_weight=1.0, optimizer=optax.adam(3e-4))

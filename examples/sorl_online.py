@@ -105,7 +105,7 @@ def main(
         before = evaluate(choose(state), pool, episodes=evaluation_episodes)
         for episode in tqdm(range(episodes), unit="episode"):
             success = play(partial(decide, state), env, 1_000_000 + episode, replay)  # none of the evaluation's seeds
-            key = jax.random.fold_in(jax.random.key(args.seed), episode)
+            key = jax.random.fold_in(jax.random.key(args.seed + 1_000_000), episode)  # none of the training's
             state, info = learn(state, offline, replay.steps, replay.episode_end, len(replay), key)
             log.log(episode + 1, {"success": float(success), **{name: float(x) for name, x in info._asdict().items()}})
             wins += success

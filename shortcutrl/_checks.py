@@ -102,6 +102,11 @@ def observation_size(obs: Array | np.ndarray, expected: int) -> None:
         raise ValueError(f"`obs` must have shape ({expected},), as the network was made for, got {obs.shape}.")
 
 
+def one_of(name: str, value, allowed: list[int]) -> None:
+    if (known := _known(value)) is not None and known not in allowed:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(str, allowed))}, got {value}.")
+
+
 def float_dtype(name: str, dtype) -> None:
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"`{name}` must be a dtype of floating-point numbers, such as `jnp.bfloat16`, got {dtype}.")

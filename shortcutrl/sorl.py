@@ -92,14 +92,14 @@ class State(NamedTuple):
 
 
 class Jumps(NamedTuple):
-    """Through how many jumps one update acts: the base-2 logarithms of k, scalars.
+    """Through how many jumps one update acts: each one of 1, 2, 4, ..., `max_jumps`.
 
-    - `td`: in the TD target.
-    - `improvement`: in the policy's improvement.
+    - `td`: in the TD target, a scalar.
+    - `improvement`: in the policy's improvement, a scalar.
     """
 
-    td: Int[Array, ""]
-    improvement: Int[Array, ""]
+    td: int | Int[Array, ""]
+    improvement: int | Int[Array, ""]
 
 
 class Info(NamedTuple):
@@ -183,12 +183,11 @@ def draw_jumps(key: PRNGKeyArray, *, config: Config) -> Jumps:
         from shortcutrl import sorl
 
         jumps = sorl.draw_jumps(jax.random.key(0), config=sorl.Config(max_jumps=1))
-        assert 2**jumps.td == 2**jumps.improvement == 1
+        assert jumps.td == jumps.improvement == 1
         ```
     """
-    size = config.max_jumps.bit_length()
-    td_key, improvement_key = jax.random.split(key)
-    return Jumps(jax.random.randint(td_key, (), 0, size), jax.random.randint(improvement_key, (), 0, size))
+    ks = jnp.array(_numbers_of_jumps(config))
+    return Jumps(*(jax.random.choice(each, ks) for each in jax.random.split(key)))
 
 
 @typed
@@ -207,11 +206,13 @@ def update(
     - `batch`: a [`Transition`][shortcutrl.Transition] with one leading axis.
     - `config`: static.
     - `key`: a JAX random key, a new one for each update.
-    - `jumps`: from [`draw_jumps`][shortcutrl.sorl.draw_jumps]; by default drawn by `key`.
+    - `jumps`: [`Jumps`][shortcutrl.sorl.Jumps], as [`draw_jumps`][shortcutrl.sorl.draw_jumps] draws them; by default
+      drawn by `key`.
 
     **Returns:** the new state and [`Info`][shortcutrl.sorl.Info].
 
-    **Raises:** as the functions that it is made of.
+    **Raises:** `ValueError` for a number of `jumps` that is not one of those that `config` allows; otherwise as the
+    functions that it is made of.
 
     !!! Example
 
@@ -235,6 +236,8 @@ def update(
     """
     jumps_key, critic_key, policy_key = jax.random.split(key, 3)
     jumps = draw_jumps(jumps_key, config=config) if jumps is None else jumps
+    for name, k in jumps._asdict().items():
+        _checks.one_of(f"jumps.{name}", k, _numbers_of_jumps(config))
     critic, critic_opt_state, td, td_info, critic_norm = _update_critic(state, batch, config, jumps.td, critic_key)
     policy, policy_opt_state, q, shortcut, policy_norm = _update_policy(
         state, critic, batch, config, jumps.improvement, policy_key
@@ -259,7 +262,7 @@ def update(
     return new_state, info
 
 
-def _update_critic(state: State, batch: Transition, config: Config, log2_k, key: PRNGKeyArray):
+def _update_critic(state: State, batch: Transition, config: Config, k, key: PRNGKeyArray):
     noise = jax.random.normal(key, batch.action.shape, batch.action.dtype)
 
     def loss(critic, k):
@@ -276,12 +279,12 @@ def _update_critic(state: State, batch: Transition, config: Config, log2_k, key:
         losses, info = jax.vmap(each)(batch, noise)
         return losses.mean(), info
 
-    (td, info), grads = _grad_for_drawn_k(loss, state.critic, config, log2_k)
+    (td, info), grads = _grad_for_drawn_k(loss, state.critic, config, k)
     critic, opt_state, norm = _apply(grads, state.critic, state.critic_opt_state, config)
     return critic, opt_state, td, info, norm
 
 
-def _update_policy(state: State, critic: Critic, batch: Transition, config: Config, log2_k, key: PRNGKeyArray):
+def _update_policy(state: State, critic: Critic, batch: Transition, config: Config, k, key: PRNGKeyArray):
     noise_key, shortcut_key = jax.random.split(key)
     noise = jax.random.normal(noise_key, batch.action.shape, batch.action.dtype)
 
@@ -306,24 +309,28 @@ def _update_policy(state: State, critic: Critic, batch: Transition, config: Conf
         return losses.mean(), info
 
     grads, info = eqx.filter_grad(regularisation, has_aux=True)(state.policy)
-    (_, q), q_grads = _grad_for_drawn_k(improvement, state.policy, config, log2_k)
+    (_, q), q_grads = _grad_for_drawn_k(improvement, state.policy, config, k)
     grads = jax.tree.map(jnp.add, grads, q_grads)
     policy, opt_state, norm = _apply(grads, state.policy, state.policy_opt_state, config)
     return policy, opt_state, q, info, norm
 
 
-def _grad_for_drawn_k(loss, model, config: Config, log2_k):
-    """Value and gradient of `loss(model, k)` for the k of 1, 2, 4, ..., `max_jumps` that was drawn.
+def _numbers_of_jumps(config: Config) -> list[int]:
+    return [2**i for i in range(config.max_jumps.bit_length())]
+
+
+def _grad_for_drawn_k(loss, model, config: Config, k):
+    """Value and gradient of `loss(model, k)` for the k that was drawn.
 
     Differentiated inside the branches: differentiating through the switch would carry every branch's residuals.
     """
-    ks = [2**i for i in range(config.max_jumps.bit_length())]
     params, static = eqx.partition(model, eqx.is_inexact_array)
 
     def branch(k):
         return jax.value_and_grad(lambda params: loss(eqx.combine(params, static), k), has_aux=True)
 
-    return jax.lax.switch(log2_k, [branch(k) for k in ks], params)
+    log2_k = jax.lax.population_count(jnp.asarray(k) - 1)
+    return jax.lax.switch(log2_k, [branch(k) for k in _numbers_of_jumps(config)], params)
 
 
 def _apply(grads, model, opt_state, config: Config):

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -126,12 +127,20 @@ def test_a_folder_without_a_run_is_named(home, tmp_path):
 
 def test_many_seeds(home, tmp_path):
     args = ["--preset", "smoke", "--env", ENV, "--tasks", "1", "3", "--seeds", "2", "--k", "1"]
-    said = finish(start(home, "many_seeds.py", *args, "--out", tmp_path / "many"))
+    args += ["--out", tmp_path / "many"]
+    said = finish(start(home, "many_seeds.py", *args))
     assert "task 3: " in said
     agents = [f"task{task}-seed{seed}" for task in (1, 3) for seed in (0, 1)]
     rows = [json.loads(line) for line in (tmp_path / "many" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [10, 20]
     assert len({rows[1][f"td/{agent}"] for agent in agents}) == 4  # tasks differ in their rewards, seeds in all
+
+    shutil.rmtree(tmp_path / "many" / "checkpoints" / "20")  # as if it had been killed before that
+    shutil.rmtree(tmp_path / "many" / "task3-seed1")
+    assert finish(start(home, "many_seeds.py", *args)) == said
+    assert [json.loads(line) for line in (tmp_path / "many" / "metrics.jsonl").read_text().splitlines()] == rows
+    own = [json.loads(line) for line in (tmp_path / "many" / "task3-seed1" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["td"] for row in own] == [row["td/task3-seed1"] for row in rows]
     args = ["--out", tmp_path, "--jumps", "1", "--candidates", "1", "--episodes", "1"]
     finish(start(home, "test_time_scaling.py", tmp_path / "many" / "task3-seed1", *args))
     table = (tmp_path / "test_time_scaling.csv").read_text()

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from shortcutrl import Transition, nn, q_loss, sorl
 
@@ -101,10 +102,18 @@ def test_the_jumps_that_are_given_are_those_that_are_taken():
         key=jax.random.key(1),
         jumps=sorl.Jumps(jnp.asarray(td), jnp.asarray(improvement)),
     )
-    (one, info), (other, _), (_, info_other) = of(0, 0), of(0, 1), of(1, 0)
+    (one, info), (other, _), (_, info_other) = of(1, 1), of(1, 2), of(2, 1)
     assert close(one.critic, other.critic)
     assert not close(one.policy, other.policy)
     assert info.td != info_other.td
+
+
+@pytest.mark.parametrize("k", [0, 3, 4])
+def test_jumps_that_are_not_trained_are_refused(k):
+    with pytest.raises(ValueError, match=rf"`jumps.improvement` must be one of 1, 2, got {k}"):
+        sorl.update(
+            start(jax.random.key(0)), random_batch(), config=NETWORKS, key=jax.random.key(1), jumps=sorl.Jumps(1, k)
+        )
 
 
 def computes_every_branch(share):
@@ -131,6 +140,15 @@ def test_agents_with_jumps_of_their_own_compute_every_branch():
 # ------------------------------------------------------------------------------------------- memory
 
 
+@pytest.fixture
+def _optimised():
+    """Compiled as a user's program is."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.mark.usefixtures("_optimised")
 def test_memory_grows_with_the_jumps_and_no_faster():
     """By what the backward pass keeps of each forward pass."""
     policy = nn.ShortcutPolicy(3, 2, width=64, depth=2, key=jax.random.key(0))
@@ -150,12 +168,13 @@ def update_through_8_jumps(remat):
     policy_key, critic_key, key = jax.random.split(jax.random.key(0), 3)
     policy = nn.ShortcutPolicy(3, 2, width=64, depth=3, key=policy_key)
     critic = nn.EnsembleCritic(3, 2, width=8, depth=1, key=critic_key)
-    jumps = sorl.Jumps(jnp.array(0), jnp.array(3))
+    jumps = sorl.Jumps(td=1, improvement=8)
     arguments = sorl.init(policy, critic, config=config), random_batch(n=64)
     compiled = jax.jit(partial(sorl.update, config=config, jumps=jumps, key=key)).lower(*arguments).compile()
     return compiled(*arguments), compiled.memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.usefixtures("_optimised")
 def test_jumps_computed_anew_are_the_same_from_less_memory():
     (kept, much), (anew, little) = update_through_8_jumps(remat=False), update_through_8_jumps(remat=True)
     assert close(kept, anew)

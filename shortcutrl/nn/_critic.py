@@ -26,8 +26,8 @@ class EnsembleCritic(eqx.Module):
     - `ensemble`: the number of members.
     - `layer_norm`: whether hidden layers end in LayerNorm.
     - `condition_on_k`: whether it is called with `k`, which then is an input.
-    - `matmul_dtype`: of the matrix products between hidden layers, such as `jnp.bfloat16`; their sums, parameters and
-      all else keep their dtype. `None` leaves the products as they are. Static.
+    - `matmul_dtype`: of the matrix products between hidden layers, such as `jnp.bfloat16`, in the backward pass too;
+      parameters and all else keep their dtype. `None` leaves the products as they are. Static.
     - `key`: a JAX random key for the initial weights.
 
     **Raises:** `ValueError` for a size below 1, a `matmul_dtype` of integers, and when called with `k` where it is not

@@ -16,8 +16,9 @@ class MLP(eqx.Module):
     """Hidden layers of linear map, GELU and, if asked, LayerNorm, in this order; then a linear map.
 
     Not `eqx.nn.MLP`: that has no LayerNorm. Weights are stored as (in, out), so that a batch by `vmap` is one matrix
-    product without a transposition. Products between hidden layers, nearly all of the work, take `matmul_dtype` and sum
-    in the dtype of the input, in which all else stays: what an observation says in its small digits is not lost.
+    product without a transposition. Products between hidden layers, nearly all of the work, are made in `matmul_dtype`,
+    forwards and backwards. All else stays in the dtype of the input: what an observation says in its small digits is
+    not lost.
     """
 
     weights: tuple[Float[Array, "inputs outputs"], ...]
@@ -50,8 +51,8 @@ class MLP(eqx.Module):
         last = len(self.weights) - 1
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             if self.matmul_dtype is not None and 0 < i < last:
-                low = x.astype(self.matmul_dtype), weight.astype(self.matmul_dtype)
-                x = jnp.matmul(*low, preferred_element_type=x.dtype) + bias
+                product = x.astype(self.matmul_dtype) @ weight.astype(self.matmul_dtype)
+                x = product.astype(x.dtype) + bias
             else:
                 x = x @ weight + bias
             if i < last:

@@ -24,8 +24,8 @@ class ShortcutPolicy(eqx.Module):
     - `width`, `depth`: of the hidden layers.
     - `layer_norm`: whether hidden layers end in LayerNorm; not in the published policy.
     - `smallest_step`: the smallest step that it can tell from 0, in (0, 1).
-    - `matmul_dtype`: of the matrix products between hidden layers, such as `jnp.bfloat16`; their sums, parameters and
-      all else keep their dtype. `None` leaves the products as they are. Static.
+    - `matmul_dtype`: of the matrix products between hidden layers, such as `jnp.bfloat16`, in the backward pass too;
+      parameters and all else keep their dtype. `None` leaves the products as they are. Static.
     - `key`: a JAX random key for the initial weights.
 
     **Raises:** `ValueError` for a size below 1, `smallest_step` outside (0, 1), or a `matmul_dtype` of integers.
