@@ -56,6 +56,7 @@ class Args:
     max_jumps: int = 2  # M_BTT, the largest number of jumps that Q is maximised through
     discount: float = 0.99  # gamma
     tau: float = 0.02  # how far the target networks move at each update
+    remat: bool = False  # computing jumps anew in the backward pass: less memory, more time
     condition_on_k: bool = False  # whether the critic sees the number of jumps
     n_step: int = 5  # steps that a TD target looks ahead
     aggregate: Literal["min", "mean"] = "mean"  # of the ensemble of critics
@@ -94,6 +95,7 @@ class Args:
             discount=self.discount,
             tau=self.tau,
             aggregate=self.aggregate,
+            remat=self.remat,
             optimizer=optax.chain(optax.clip_by_global_norm(1.0), adam),
         )
 

@@ -76,6 +76,16 @@ class EnvPool:
 
     **Raises:** `ValueError` for a negative number of processes or an empty group; `RuntimeError` with the worker's
     traceback, when it is used, for what an environment raises.
+
+    !!! Example
+
+        ```python
+        import gymnasium
+        from shortcutrl.evaluate import EnvPool
+
+        with EnvPool(lambda: gymnasium.make("Pendulum-v1"), processes=1, envs_per_process=2) as pool:
+            assert (pool.groups, pool.group_size) == (1, 2)
+        ```
     """
 
     def __init__(

@@ -51,6 +51,16 @@ class ChunkedActions(gymnasium.Wrapper):
     """Carry out `length` actions for each decision: for policies trained on [`data.chunk`][shortcutrl.data.chunk].
 
     One step takes the actions one after the other, until the episode ends; its reward is their sum.
+
+    !!! Example
+
+        ```python
+        import gymnasium
+        from shortcutrl.evaluate import ChunkedActions
+
+        env = ChunkedActions(gymnasium.make("Pendulum-v1"), length=4)
+        assert env.action_space.shape == (4,)
+        ```
     """
 
     def __init__(self, env: gymnasium.Env, length: int):
@@ -95,8 +105,28 @@ def evaluate(
     - `progress`: whether to show a progress bar.
 
     **Returns:** an [`Evaluation`][shortcutrl.evaluate.Evaluation]; an episode succeeds if its last step's `info` says
-    so under `"success"`; in an environment that never does, none succeeds. If anything is raised meanwhile, the pool
-    is closed.
+    so under `"success"`; in an environment that never does, none succeeds.
+
+    **Raises:** `ValueError` for no episodes or a negative seed, and what an environment or `act` raises; the pool is
+    closed then.
+
+    !!! Example
+
+        ```python
+        import equinox as eqx, gymnasium, jax
+        from shortcutrl import nn, rollout_k
+        from shortcutrl.evaluate import EnvPool, evaluate
+
+
+        def act(policy, obs, key):
+            return rollout_k(policy, obs, jax.random.normal(key, (1,)), k=1, clip=(-2.0, 2.0))
+
+
+        policy = nn.ShortcutPolicy(3, 1, width=8, depth=1, key=jax.random.key(0))
+        with EnvPool(lambda: gymnasium.make("Pendulum-v1"), processes=0) as pool:
+            result = evaluate(eqx.Partial(act, policy), pool, episodes=2)
+        assert result.episode_length.tolist() == [200, 200]
+        ```
     """
     if episodes < 1:
         raise ValueError(f"`episodes` must be at least 1, got {episodes}.")
@@ -135,7 +165,7 @@ def evaluate(
 
 
 def record(act: Callable[..., Any], env: gymnasium.Env, *, seed: int = 0, every: int = 1) -> tuple[np.ndarray, bool]:
-    """Play one episode and keep pictures of it, shape `(pictures, height, width, 3)`, 8 bit; and whether it succeeded.
+    """Play one episode and keep pictures of it.
 
     **Arguments:**
 
@@ -143,6 +173,25 @@ def record(act: Callable[..., Any], env: gymnasium.Env, *, seed: int = 0, every:
     - `env`: an environment whose `render()` returns a picture.
     - `seed`: of the start and of the actions' randomness, which are those of `evaluate`'s episode of that seed.
     - `every`: how many steps from picture to picture, for drawing takes longer than the steps; the end has one too.
+
+    **Returns:** the pictures, shape `(pictures, height, width, 3)`, 8 bit; and whether the episode succeeded.
+
+    !!! Example
+
+        ```python
+        import gymnasium, jax.numpy as jnp, numpy as np
+        from shortcutrl.evaluate import record
+
+
+        class Drawn(gymnasium.Wrapper):
+            def render(self):
+                return np.full((4, 4, 3), 255, np.uint8)
+
+
+        env = Drawn(gymnasium.make("Pendulum-v1"))
+        pictures, success = record(lambda obs, key: jnp.zeros(1), env, every=50)
+        assert pictures.shape == (5, 4, 4, 3) and not success
+        ```
     """
     obs, info = reset(env, seed)
     pictures, ended, steps = [env.render()], False, 0

@@ -42,6 +42,15 @@ class Config:
       [`rollout_k`][shortcutrl.rollout_k].
     - `optimizer`: any optax transformation, used for the policy and for the critic, each with its own state; by default
       Adam with learning rate 1e-4 after clipping the gradient to norm 1.
+
+    !!! Example
+
+        ```python
+        import optax
+        from shortcutrl import sorl
+
+        config = sorl.Config(q_weight=50.0, optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(3e-4)))
+        ```
     """
 
     num_steps: int = 8

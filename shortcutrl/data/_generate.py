@@ -60,6 +60,17 @@ def generate(
 
     **Raises:** `ValueError` for an unknown `dataset` or a size below 1; `OSError` if `path` cannot be written, before
     anything is simulated, or if the disk is full, with the finished episodes kept.
+
+    !!! Example
+
+        ```python
+        import tempfile
+        from pathlib import Path
+        from shortcutrl import data
+
+        path = Path(tempfile.mkdtemp()) / "maze.npz"
+        data.generate("pointmaze-medium-navigate-v0", path, episodes=1, episode_steps=20, processes=1)
+        ```
     """
     path = Path(path)
     if dataset not in CAN_GENERATE:

@@ -71,6 +71,17 @@ def load_ogbench(
 
     **Raises:** `ValueError` for an unknown `name`, a file that cannot be read as a dataset, or bad values in it;
     `OSError` if `folder` cannot be written, or if the dataset can be neither downloaded nor made.
+
+    !!! Example
+
+        ```python
+        import tempfile
+        from shortcutrl import data
+
+        folder = tempfile.mkdtemp()  # leave it out for the usual one
+        task = data.load_ogbench("pointmaze-medium-navigate-singletask-v0", folder=folder, episodes=1)
+        assert task.dataset.action.shape[-1] == 2
+        ```
     """
     env_name, dataset_name = _split(name)
     make = partial(generate, dataset_name, episodes=episodes, seed=seed, processes=processes, progress=progress)
@@ -102,7 +113,18 @@ def make_env(name: str, **options) -> gymnasium.Env:
     - `name`: as in [`load_ogbench`][shortcutrl.data.load_ogbench].
     - `options`: passed on to `gymnasium.make`, such as `width` and `height` of pictures.
 
+    **Returns:** the environment, a `gymnasium.Env`.
+
     **Raises:** `ValueError` for an unknown `name`.
+
+    !!! Example
+
+        ```python
+        from shortcutrl import data
+
+        env = data.make_env("pointmaze-medium-navigate-singletask-v0")
+        obs, info = env.reset(seed=0)
+        ```
     """
     warnings.filterwarnings("ignore", message=".*precision lowered by casting.*")  # of OGBench's action space
     return gymnasium.make(_split(name)[0], **options)
