@@ -13,12 +13,13 @@ import tyro
 def row(result: dict) -> str:
     name = result["name"].removeprefix("test_").replace("_", " ")
     extra, seconds = result["extra_info"], result["stats"]["median"] / result["extra_info"]["per"]
-    floor = extra["floor"] / extra["per"] if "floor" in extra else None
-    share = "" if floor is None else f"{floor / seconds:.0%}"
+    floor = f"{milliseconds(extra['floor'])} | {extra['floor'] / seconds:.0%}" if "floor" in extra else " | "
     memory = f"{extra['memory'] / 1e6:.0f} MB" if "memory" in extra else ""
-    return (
-        f"| {name} | {1e3 * seconds:.2f} ms | {'' if floor is None else f'{1e3 * floor:.2f} ms'} | {share} | {memory} |"
-    )
+    return f"| {name} | {milliseconds(seconds)} | {floor} | {memory} |"
+
+
+def milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:,.3g} ms" if seconds < 1 else f"{1e3 * seconds:,.0f} ms"
 
 
 def main(
