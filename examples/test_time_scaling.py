@@ -112,7 +112,7 @@ def draw(rows: list[dict]) -> Figure:
     return figure
 
 
-def film(run: Path, jumps: tuple[int, int], n: int, path: Path, every: int = 4) -> None:
+def film(run: Path, jumps: tuple[int, int], n: int, path: Path, every: int = 8) -> None:
     """The same start, played with few jumps (left) and with many (right)."""
     args, state = load(run)
     env = data.make_env(args.env, width=200, height=200)
@@ -120,8 +120,8 @@ def film(run: Path, jumps: tuple[int, int], n: int, path: Path, every: int = 4) 
     films = [record(actor(args, state, k=k, n=n, action_size=action_size), env, every=every)[0] for k in jumps]
     length = max(map(len, films))  # the shorter one waits
     padded = [np.concatenate([f, np.repeat(f[-1:], length - len(f), axis=0)]) for f in films]
-    first, *rest = [Image.fromarray(picture).quantize(64) for picture in np.concatenate(padded, axis=2)]
-    first.save(path, save_all=True, append_images=rest, duration=50, loop=0)
+    first, *rest = [Image.fromarray(picture).quantize(32) for picture in np.concatenate(padded, axis=2)]
+    first.save(path, save_all=True, append_images=rest, duration=80, loop=0)
 
 
 def main(
