@@ -127,6 +127,7 @@ def test_a_folder_without_a_run_is_named(home, tmp_path):
 
 def test_many_seeds(home, tmp_path):
     args = ["--preset", "smoke", "--env", ENV, "--tasks", "1", "3", "--seeds", "2", "--k", "1"]
+    args += ["--data-episodes", "10"]  # enough to reach the goals of both tasks
     args += ["--out", tmp_path / "many"]
     said = finish(start(home, "many_seeds.py", *args))
     assert "task 3: " in said
