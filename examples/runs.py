@@ -24,6 +24,7 @@ class Run:
     def __init__(self, folder: Path, settings: dict[str, Any]):
         self.folder = folder.absolute()
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.settings = settings
         self._same_settings(json.loads(json.dumps(settings)))
         # Not asynchronous: on a CPU the copy that is written in the background can be the memory that is donated next.
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)

@@ -153,7 +153,10 @@ def parse(kind: type[Parsed], description: str | None) -> Parsed:
     if given.preset == "paper":
         family = (given.env or default.env).split("-singletask")[0]
         if family not in PUBLISHED and given.q_weight is None:
-            sys.exit(f"no published `q_weight` for {family}: choose one by `--q-weight` (they are 10 to 500).")
+            script = Path(sys.argv[0]).name
+            sys.exit(
+                f"{script}: no published `q_weight` for {family}: choose one by `--q-weight` (they are 10 to 500)."
+            )
         default = dataclasses.replace(default, preset="paper", **PUBLISHED.get(family, {}))
     return tyro.cli(kind, description=description, default=default)
 
@@ -230,8 +233,7 @@ def actor(args: Args, state: sorl.State, *, k: int, n: int, action_size: int) ->
 
 def evaluate_cell(args: Args, state: sorl.State, pool: EnvPool, run: Run, *, k: int, n: int, episodes: int) -> None:
     """Append a row to the run's table; the starts are the same for all cells."""
-    settings = json.loads((run.folder / "settings.json").read_text())
-    policy = actor(args, state, k=k, n=n, action_size=settings["action_size"])
+    policy = actor(args, state, k=k, n=n, action_size=run.settings["action_size"])
     cell = evaluate(policy, pool, episodes=episodes)
     row = {"k": k, "n": n, "episodes": episodes}
     run.append("table", row | {name: values.tolist() for name, values in cell._asdict().items()})
