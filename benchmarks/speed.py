@@ -2,10 +2,11 @@
 
 pytest benchmarks/speed.py --benchmark-json speed.json && python benchmarks/table.py speed.json
 
-On one core, put `taskset -c 0` before it. With `--published PATH`, a checkout of the authors' code
-whose requirements are installed, that is measured too.
+On one core, put `taskset -c 0` before it. `--published PATH` and `--fql PATH` measure the update of checkouts of the
+authors' code and of FQL's (flow Q-learning) too, whose requirements are then needed.
 """
 
+import importlib
 import sys
 import time
 from functools import partial
@@ -203,31 +204,49 @@ def test_first_call(benchmark):
     benchmark.pedantic(lambda: scan(config).lower(*args).compile(), rounds=3)
 
 
-# ------------------------------------------------------------- the authors' code, where it is given
+# ------------------------------------------------------------- other people's code, where it is given
+
+
+def agent(request, option: str, module: str, name: str):
+    """An agent of a checkout, with the sizes of `PAPER`, and a batch."""
+    if (path := request.config.getoption(option)) is None:
+        pytest.skip(f"no checkout to measure beside ours: give one by {option} PATH")
+    request.getfixturevalue("monkeypatch").syspath_prepend(path)
+    for known in [known for known in sys.modules if known.split(".")[0] in ("agents", "utils")]:
+        del sys.modules[known]  # another checkout's, by the same name
+    theirs = importlib.import_module(module)
+    batch = data.sample(dataset(), jax.random.key(0), batch_size=BATCH)
+    names = {"observations": 0, "actions": 1, "rewards": 2, "masks": 3, "next_observations": 4}
+    made = getattr(theirs, name).create(0, batch.obs, batch.action, theirs.get_config())
+    return made, {name: batch[i] for name, i in names.items()}
 
 
 @pytest.fixture
 def published(request):
-    """An agent of the authors' code with the sizes of `PAPER`, and a batch."""
-    if (path := request.config.getoption("published")) is None:
-        pytest.skip("no checkout of the authors' code: give one by --published PATH")
-    sys.path.insert(0, path)
-    from agents.sorl import SORLAgent, get_config  # pyright: ignore[reportMissingImports]
-
-    batch = data.sample(dataset(), jax.random.key(0), batch_size=BATCH)
-    names = {"observations": 0, "actions": 1, "rewards": 2, "masks": 3, "next_observations": 4}
-    return SORLAgent.create(0, batch.obs, batch.action, get_config()), {name: batch[i] for name, i in names.items()}
+    return agent(request, "--published", "agents.sorl", "SORLAgent")
 
 
-def test_published_updates(benchmark, published):
-    agent, batch = published
+def measure_agent(benchmark, agent, batch, flops: float) -> None:
+    count = UPDATES // 4
 
     def loop(agent, batch):
-        for _ in range(UPDATES // 4):
+        for _ in range(count):
             agent, _ = agent.update(batch)
         return agent.network.params
 
-    measure(benchmark, loop, agent, batch, per=UPDATES // 4, flops=PAPER.update_flops(), width=PAPER.width)
+    measure(benchmark, loop, agent, batch, per=count, flops=flops, width=PAPER.width)
+
+
+def test_published_updates(benchmark, published):
+    measure_agent(benchmark, *published, flops=PAPER.update_flops())
+
+
+def test_fql_updates(benchmark, request):
+    """Another method: ten steps of a flow teach a policy of one step, without backpropagation through jumps."""
+    fql = agent(request, "--fql", "agents.fql", "FQLAgent")
+    td_target, td, flow, teacher, student = (1, 1), (0, 3), (3, 0), (10, 0), (3 + 1, 2)
+    flops = BATCH * sum(PAPER.products(*passes) for passes in (td_target, td, flow, teacher, student))
+    measure_agent(benchmark, *fql, flops=flops)
 
 
 def test_published_first_call(benchmark, published):

@@ -53,7 +53,7 @@ class Args:
     self_consistency_weight: float = 10.0  # of two half-jumps landing where one jump lands
     q_weight: float = 10.0  # of maximising Q; 0 is behaviour cloning
     num_steps: int = 8  # M, the largest number of jumps that the policy learns
-    max_jumps: int = 2  # M_BTT, the largest number of jumps that Q is maximised through
+    max_jumps: int = 4  # M_BTT, the largest number of jumps that Q is maximised through
     discount: float = 0.99  # gamma
     tau: float = 0.02  # how far the target networks move at each update
     remat: bool = False  # computing jumps anew in the backward pass: less memory, more time
@@ -61,7 +61,7 @@ class Args:
     n_step: int = 5  # steps that a TD target looks ahead
     aggregate: Literal["min", "mean"] = "mean"  # of the ensemble of critics
 
-    k: int = 2  # jumps to act with, the headline of the table
+    k: int = 1  # jumps to act with, the headline of the table
     n: int = 1  # candidates to act with
     episodes: int = 50  # to evaluate the policy on that acts with this k and n
     table_episodes: int = 20  # to evaluate each other cell of the table on
@@ -124,6 +124,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "width": 32,
         "depth": 1,
         "num_steps": 2,
+        "max_jumps": 2,
         "episodes": 1,
         "table_episodes": 1,
         "processes": 1,

@@ -39,7 +39,7 @@ def shortcut_step(velocity: Velocity, obs: Obs, x: ActionLike, t: ScalarLike, h:
         assert jnp.allclose(x, jnp.e)
         ```
 
-    Source: equation 1 of shortcut models ([arXiv 2410.12557](https://arxiv.org/abs/2410.12557)).
+    Source: section 3 of shortcut models ([arXiv 2410.12557](https://arxiv.org/abs/2410.12557)).
     """
     (x,) = _checks.same_dtype(x=x)
     t, h = _checks.time_and_step(t, h, x.dtype)
@@ -52,14 +52,15 @@ def rollout_k(
 ) -> Action:
     r"""Turn noise into an action by `k` equal jumps: $x_{t+h} = x_t + h\, s_\theta(x_t, t, h \mid s)$ with $h = 1/k$.
 
-    More jumps cost more and are more faithful to the flow (sequential scaling). For an exact mean velocity every `k`
-    gives the same action.
+    More jumps cost more and follow the learned flow more faithfully (sequential scaling). For an exact mean velocity
+    every `k` gives the same action.
 
     **Arguments:**
 
     - `velocity`, `obs`: as in [`shortcut_step`][shortcutrl.shortcut_step].
     - `noise`: a draw from the standard normal, shape `(action,)`. Gradients flow through it.
-    - `k`: the number of jumps, a power of two. Static.
+    - `k`: the number of jumps, a power of two; at most as many as the policy was trained for, which nothing can check
+      here. Static.
     - `clip`: `(low, high)` to clip the final action to; `None` leaves it as it is. No gradient flows where it clips.
     - `remat`: whether the backward pass computes each jump anew instead of keeping what is inside it: the same gradient
       from less memory and more time (`jax.checkpoint`). Static.
@@ -125,7 +126,7 @@ def consistency_gap(velocity: Velocity, obs: Obs, x: ActionLike, t: ScalarLike, 
         assert jnp.allclose(gap, 2.0 - 1.5**2)
         ```
 
-    Source: equation 2 of shortcut models ([arXiv 2410.12557](https://arxiv.org/abs/2410.12557)).
+    Source: section 3 of shortcut models ([arXiv 2410.12557](https://arxiv.org/abs/2410.12557)).
     """
     (x,) = _checks.same_dtype(x=x)
     t, h = _checks.time_and_step(t, h, x.dtype)

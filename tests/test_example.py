@@ -109,6 +109,14 @@ def test_test_time_scaling(home, trained_run, tmp_path):
     assert len(table.read_text().splitlines()) == 6
 
 
+def test_jumps(home, trained_run):
+    header, *rows = finish(start(home, "jumps.py", trained_run, "--states", "64")).splitlines()
+    assert header.split() == ["k", "gap", "from", "data", "gain", "doubt"]
+    k, gap, far, _, doubt = rows[0].split()
+    assert (k, float(gap) > 0, float(far) > 0, float(doubt) > 0) == ("1", True, True, True)
+    assert rows[-1].split()[1] == "-"
+
+
 def test_online(home, trained_run, tmp_path):
     args = ["--episodes", "2", "--updates-per-episode", "2", "--evaluation-episodes", "1"]
     said = finish(start(home, "sorl_online.py", trained_run, "--out", tmp_path, *args))

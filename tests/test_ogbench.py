@@ -199,6 +199,18 @@ def test_noisy_data_is_noisier_than_play():
     assert agreement("cube-single-play-v0") > agreement("cube-single-noisy-v0") + 0.1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "lights"), [("3x3", 9), ("4x4", 16)])
+def test_rewards_of_a_puzzle_are_as_chance_has_it(size, lights, tmp_path):
+    """Lights begin at random and presses keep them so: on average half of them are wrong, whatever the goal."""
+    name = f"puzzle-{size}-play"
+    path = data.generate(f"{name}-v0", tmp_path / "x.npz", episodes=6, episode_steps=200, progress=False)
+    _, train, _ = ogbench.make_env_and_datasets(f"{name}-singletask-task1-v0", dataset_path=str(path))
+    assert -train["rewards"].mean() == pytest.approx(lights / 2, rel=0.1)
+    assert (train["masks"] == 0).mean() < 0.02  # one state in 512; in 4x4 OGBench's own million steps never solve it
+    assert size == "3x3" or train["rewards"].max() <= -1
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
