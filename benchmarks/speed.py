@@ -52,6 +52,8 @@ class Size(NamedTuple):
 
 PAPER, LAPTOP = Size(512, 4, 8), Size(256, 3, 2)
 sizes = pytest.mark.parametrize("size", [PAPER, LAPTOP], ids=["4x512", "3x256"])
+KN = [(1, 1), (4, 8), (8, 8), (8, 32)]
+jumps_and_candidates = pytest.mark.parametrize(("k", "n"), KN, ids=[f"k={k}, n={n}" for k, n in KN])
 
 
 def floor(rows: int, width: int, flops: float) -> float:
@@ -156,7 +158,7 @@ def test_updates_with_bfloat16_products(benchmark):
     measure_scan(benchmark, PAPER, PAPER.config(), matmul_dtype=jnp.bfloat16)
 
 
-@pytest.mark.parametrize("agents", [1, 8])
+@pytest.mark.parametrize("agents", [1, 8], ids=["one", "eight"])
 def test_many_agents(benchmark, agents):
     """Small ones, sharing the number of jumps."""
     size = Size(128, 2, 8)
@@ -176,8 +178,8 @@ def test_many_agents(benchmark, agents):
     measure(benchmark, many_updates, states, dataset(), keys, per=UPDATES, flops=flops, width=size.width)
 
 
-@pytest.mark.parametrize("observations", [1, 64])
-@pytest.mark.parametrize(("k", "n"), [(1, 1), (4, 8), (8, 8), (8, 32)])
+@pytest.mark.parametrize("observations", [1, 64], ids=["one observation", "64 observations"])
+@jumps_and_candidates
 def test_best_of_n(benchmark, k, n, observations):
     policy, critic = PAPER.policy(), PAPER.critic()
 
@@ -255,7 +257,7 @@ def test_published_first_call(benchmark, published):
     benchmark.pedantic(lambda: type(agent).update.lower(agent, batch).compile(), rounds=1)
 
 
-@pytest.mark.parametrize(("k", "n"), [(1, 1), (4, 8), (8, 8), (8, 32)])
+@jumps_and_candidates
 def test_published_best_of_n(benchmark, published, k, n):
     agent, batch = published
 

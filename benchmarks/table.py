@@ -11,7 +11,8 @@ import tyro
 
 
 def row(result: dict) -> str:
-    name = result["name"].removeprefix("test_").replace("_", " ")
+    name, _, case = result["name"].removeprefix("test_").rstrip("]").partition("[")
+    name = name.replace("_", " ") + (": " + case.replace("-", ", ") if case else "")
     extra, seconds = result["extra_info"], result["stats"]["median"] / result["extra_info"]["per"]
     floor = f"{milliseconds(extra['floor'])} | {extra['floor'] / seconds:.0%}" if "floor" in extra else " | "
     memory = f"{extra['memory'] / 1e6:.0f} MB" if "memory" in extra else ""

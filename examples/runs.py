@@ -89,7 +89,7 @@ class Run:
 
 def load_checkpoint(folder: Path, state) -> Any:
     """The last checkpoint of a run, which has the structure of `state`."""
-    options = ocp.CheckpointManagerOptions(read_only=True)
+    options = ocp.CheckpointManagerOptions(create=False)
     with ocp.CheckpointManager(folder.absolute() / "checkpoints", options=options) as checkpoints:
         if (step := checkpoints.latest_step()) is None:
             raise ValueError(f"{folder} has no checkpoint: train there first.")

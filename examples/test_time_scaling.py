@@ -86,7 +86,7 @@ def draw(rows: list[dict]) -> Figure:
         cost[k, n].append(float(row["milliseconds"]))
     jumps, candidates = sorted({k for k, _ in cost}), sorted({n for _, n in cost})
     figure, axes = plt.subplots(
-        1, len(candidates) + 1, figsize=(3.2 * len(candidates) + 3.2, 3.2), layout="constrained"
+        1, len(candidates) + 1, figsize=(3.2 * len(candidates) + 4.8, 3.2), layout="constrained"
     )
     for n, axis in zip(candidates, axes, strict=False):
         for max_jumps in sorted({m for m, _, _ in cells}):
@@ -101,7 +101,8 @@ def draw(rows: list[dict]) -> Figure:
             axis.scatter(x[trained], rate[trained], color=color, label=f"M_BTT = {max_jumps}", zorder=3)
             axis.scatter(x[~trained], rate[~trained], color="white", edgecolor=color, zorder=3)
         axis.set(title=f"best of {n}", xlabel="jumps k", ylabel="success", ylim=(-0.03, 1.03))
-    axes[0].legend(fontsize="small", title="hollow: k > M_BTT", title_fontsize="small")
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside left center", title="hollow: k > M_BTT", title_fontsize="medium")
     for n in candidates:
         axes[-1].plot(jumps, [np.median(cost[k, n]) for k in jumps], "o-", label=f"n = {n}")
     axes[-1].set(title="cost", xlabel="jumps k", ylabel="milliseconds per action", yscale="log")

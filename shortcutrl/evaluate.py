@@ -4,14 +4,18 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
-import gymnasium
 import jax
 import numpy as np
-from scipy.stats import binomtest, bootstrap
-from tqdm import tqdm
 
-from shortcutrl._pool import EnvPool as EnvPool
-from shortcutrl._pool import reset
+try:
+    import gymnasium
+    from scipy.stats import binomtest, bootstrap
+    from tqdm import tqdm
+
+    from shortcutrl._pool import EnvPool as EnvPool
+    from shortcutrl._pool import reset
+except ModuleNotFoundError as error:
+    raise ImportError(f"shortcutrl.evaluate needs {error.name}: pip install 'shortcutrl[ogbench]'") from error
 
 
 class Evaluation(NamedTuple):

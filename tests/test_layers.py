@@ -102,3 +102,13 @@ def test_importing_brings_in_nothing_heavy():
     code = f"import shortcutrl, sys; print(sorted({FORBIDDEN!r} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["evaluate.evaluate", "data.load_ogbench"])
+@pytest.mark.parametrize("missing", ["gymnasium", "tqdm"])
+def test_without_the_extra_the_error_says_what_to_install(name, missing):
+    module, function = name.split(".")
+    code = f"import sys; sys.modules[{missing!r}] = None; from shortcutrl import {module}; {module}.{function}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
+    assert done.returncode != 0
+    assert f"needs {missing}: pip install 'shortcutrl[ogbench]'" in done.stderr.splitlines()[-1]

@@ -1,7 +1,6 @@
 """From the name of an OGBench single-task environment to its dataset on the device."""
 
 import os
-import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from ogbench.utils import load_dataset
 
 from shortcutrl._types import Transition
 from shortcutrl.data._generate import generate
-from shortcutrl.data._oracles import RECIPES
+from shortcutrl.data._oracles import RECIPES, ignore_harmless_warnings
 from shortcutrl.data._transitions import transitions
 
 DEFAULT_FOLDER = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "shortcutrl"
@@ -126,7 +125,7 @@ def make_env(name: str, **options) -> gymnasium.Env:
         obs, info = env.reset(seed=0)
         ```
     """
-    warnings.filterwarnings("ignore", message=".*precision lowered by casting.*")  # of OGBench's action space
+    ignore_harmless_warnings()
     return gymnasium.make(_split(name)[0], **options)
 
 

@@ -41,8 +41,14 @@ class Behaviour(Protocol):
     def healthy(self, info: dict[str, Any]) -> bool: ...
 
 
-def make_behaviour(dataset: str, episode_steps: int) -> Behaviour:
+def ignore_harmless_warnings() -> None:
+    """Warnings that come each time an environment is made, in each process."""
     warnings.filterwarnings("ignore", message=".*precision lowered by casting.*")  # of OGBench's action space
+    warnings.filterwarnings("ignore", message=".*DISPLAY environment variable is missing")  # matters only to render
+
+
+def make_behaviour(dataset: str, episode_steps: int) -> Behaviour:
+    ignore_harmless_warnings()
     scene, _, kind = dataset.removesuffix("-v0").rpartition("-")
     return (Navigation if scene.startswith("pointmaze") else Manipulation)(scene, kind, episode_steps)
 
