@@ -5,6 +5,7 @@ was optimised through. Cells that are done are kept: the same command goes on.
 """
 
 import csv
+import math
 import sys
 import time
 from collections import defaultdict
@@ -85,10 +86,10 @@ def draw(rows: list[dict]) -> Figure:
         cells[max_jumps, k, n] = before[0] + successes, before[1] + episodes  # over the seeds
         cost[k, n].append(float(row["milliseconds"]))
     jumps, candidates = sorted({k for k, _ in cost}), sorted({n for _, n in cost})
-    figure, axes = plt.subplots(
-        1, len(candidates) + 1, figsize=(3.2 * len(candidates) + 4.8, 3.2), layout="constrained"
-    )
-    for n, axis in zip(candidates, axes, strict=False):
+    height = math.ceil((len(candidates) + 2) / 3)  # and panels for the cost and the legend
+    figure, panels = plt.subplots(height, 3, figsize=(9, 3 * height), layout="constrained", squeeze=False)
+    axes, (price, key, *empty) = np.split(panels.flatten(), [len(candidates)])
+    for n, axis in zip(candidates, axes, strict=True):
         for max_jumps in sorted({m for m, _, _ in cells}):
             counts = [cells[max_jumps, k, n] for k in jumps]
             rate = np.array([successes / episodes for successes, episodes in counts])
@@ -101,15 +102,16 @@ def draw(rows: list[dict]) -> Figure:
             axis.scatter(x[trained], rate[trained], color=color, label=f"M_BTT = {max_jumps}", zorder=3)
             axis.scatter(x[~trained], rate[~trained], color="white", edgecolor=color, zorder=3)
         axis.set(title=f"best of {n}", xlabel="jumps k", ylabel="success", ylim=(-0.03, 1.03))
-    handles = axes[0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside left center", title="hollow: k > M_BTT", title_fontsize="medium")
+    key.legend(*axes[0].get_legend_handles_labels(), loc="center left", title="hollow: k > M_BTT")
     for n in candidates:
-        axes[-1].plot(jumps, [np.median(cost[k, n]) for k in jumps], "o-", label=f"n = {n}")
-    axes[-1].set(title="cost", xlabel="jumps k", ylabel="milliseconds per action", yscale="log")
-    axes[-1].legend(fontsize="small")
-    for axis in axes:
+        price.plot(jumps, [np.median(cost[k, n]) for k in jumps], "o-", label=f"n = {n}")
+    price.set(title="cost", xlabel="jumps k", ylabel="milliseconds per action")
+    price.legend(loc="upper left", fontsize="small")
+    for axis in [*axes, price]:
         axis.set_xscale("log", base=2)
         axis.set_xticks(jumps, jumps)
+    for axis in [key, *empty]:
+        axis.set_axis_off()
     return figure
 
 
