@@ -50,7 +50,7 @@ class Size(NamedTuple):
         return BATCH * sum(self.products(*passes) for passes in (td_target, td, imitation, improvement))
 
 
-PAPER, LAPTOP = Size(512, 4, 8), Size(256, 3, 2)
+PAPER, LAPTOP = Size(512, 4, 8), Size(256, 3, 4)  # the presets of `examples/sorl.py`
 sizes = pytest.mark.parametrize("size", [PAPER, LAPTOP], ids=["4x512", "3x256"])
 KN = [(1, 1), (4, 8), (8, 8), (8, 32)]
 jumps_and_candidates = pytest.mark.parametrize(("k", "n"), KN, ids=[f"k={k}, n={n}" for k, n in KN])
@@ -209,7 +209,7 @@ def test_first_call(benchmark):
 # ------------------------------------------------------------- other people's code, where it is given
 
 
-def agent(request, option: str, module: str, name: str):
+def checkout(request, option: str, module: str, name: str):
     """An agent of a checkout, with the sizes of `PAPER`, and a batch."""
     if (path := request.config.getoption(option)) is None:
         pytest.skip(f"no checkout to measure beside ours: give one by {option} PATH")
@@ -225,7 +225,7 @@ def agent(request, option: str, module: str, name: str):
 
 @pytest.fixture
 def published(request):
-    return agent(request, "--published", "agents.sorl", "SORLAgent")
+    return checkout(request, "--published", "agents.sorl", "SORLAgent")
 
 
 def measure_agent(benchmark, agent, batch, flops: float) -> None:
@@ -245,7 +245,7 @@ def test_published_updates(benchmark, published):
 
 def test_fql_updates(benchmark, request):
     """Another method: ten steps of a flow teach a policy of one step, without backpropagation through jumps."""
-    fql = agent(request, "--fql", "agents.fql", "FQLAgent")
+    fql = checkout(request, "--fql", "agents.fql", "FQLAgent")
     td_target, td, flow, teacher, student = (1, 1), (0, 3), (3, 0), (10, 0), (3 + 1, 2)
     flops = BATCH * sum(PAPER.products(*passes) for passes in (td_target, td, flow, teacher, student))
     measure_agent(benchmark, *fql, flops=flops)

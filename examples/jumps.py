@@ -1,10 +1,10 @@
 """What each number of jumps does in a run of `sorl.py`, on states of its dataset: why some k act better than others.
 
-gap: how far one jump of 1/k lands from two of half the size, from noise on; zero where the half-jump law holds. The
-smallest jump has none, for nothing half its size is trained.
-from data: how far the action lies from one that the data took there.
+gap: how far the first jump, of 1/k, lands from two of half the size; zero where the half-jump law holds. The smallest
+jump has none, for nothing half its size is trained.
+from data: how far the action lies from one that the data took there. Both are root mean squares over dimensions.
 gain: by how much its Q is above that of the data's action, in the standard deviations that Q has over the data.
-doubt: how far the critics differ about its Q, in the same unit.
+doubt: the critics' standard deviation about its Q, in the same unit.
 """
 
 import sys
@@ -15,7 +15,7 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 import tyro
-from sorl import load
+from sorl import load, verifier
 
 from shortcutrl import consistency_gap, data, rollout_k
 
@@ -42,8 +42,7 @@ def main(
     noise = jax.random.normal(noise_key, batch.action.shape)
     print(f"{'k':>2} {'gap':>7} {'from data':>10} {'gain':>7} {'doubt':>7}")
     for k in args.jumps:
-        critic = partial(state.target_critic, k=k) if args.condition_on_k else state.target_critic
-        each = jax.jit(jax.vmap(partial(measure, state.target_policy, critic, k=k)))
+        each = jax.jit(jax.vmap(partial(measure, state.target_policy, verifier(args, state, k=k), k=k)))
         gap, far, q, q_data, spread = each(batch.obs, batch.action, noise)
         unit = q_data.std()
         missed = f"{jnp.sqrt(gap.mean()):.3f}" if k < args.num_steps else "-"

@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -214,9 +215,7 @@ def load(folder: Path) -> tuple[Args, sorl.State]:
         settings = json.loads((folder / "settings.json").read_text())
     except FileNotFoundError as error:
         raise ValueError(f"{folder} holds no run: train there first, by `sorl.py --out {folder}`.") from error
-    args = Args(
-        out=folder, k=1, **{name: value for name, value in settings.items() if name in Args.__dataclass_fields__}
-    )
+    args = Args(out=folder, **{name: value for name, value in settings.items() if name in Args.__dataclass_fields__})
     sizes = settings["obs_size"], settings["action_size"]
     return args, load_checkpoint(folder, initial_state(args, args.check(), sizes, jax.random.key(0)))
 
@@ -226,9 +225,14 @@ def act(policy, critic, obs, *, k: int, n: int, action_size: int, aggregate: str
     return bon_select(policy, critic, obs, noise, k=k, aggregate=aggregate, clip=(-1.0, 1.0))[0]
 
 
+def verifier(args: Args, state: sorl.State, *, k: int) -> Callable:
+    """The averaged critic of actions that took k jumps."""
+    return eqx.Partial(state.target_critic, k=k) if args.condition_on_k else state.target_critic
+
+
 def actor(args: Args, state: sorl.State, *, k: int, n: int, action_size: int) -> eqx.Partial:
     """The policy that takes k jumps to each of n candidates and the best of them, by the averaged networks."""
-    critic = eqx.Partial(state.target_critic, k=k) if args.condition_on_k else state.target_critic
+    critic = verifier(args, state, k=k)
     return eqx.Partial(act, state.target_policy, critic, k=k, n=n, action_size=action_size, aggregate=args.aggregate)
 
 

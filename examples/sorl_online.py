@@ -63,7 +63,7 @@ def main(
     n: int = 1,  # candidates to act with
     episodes: int = 50,  # to play
     updates_per_episode: int = 100,
-    learning_rate: float = 3e-4,  # Adam's
+    learning_rate: float = 1e-4,  # Adam's
     capacity: int = 100_000,  # steps that the replay holds
     evaluation_episodes: int = 50,  # before and after
 ) -> None:

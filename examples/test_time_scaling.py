@@ -133,7 +133,7 @@ def main(
     jumps: tuple[int, ...] = (1, 2, 4, 8),
     candidates: tuple[int, ...] = (1, 4, 8, 32),
     episodes: int = 50,  # for each cell
-    film_run: Path | None = None,  # the run to film with 1 and with 8 jumps; needs MuJoCo to draw (MUJOCO_GL=egl)
+    film_run: Path | None = None,  # to film with 1 and with 8 jumps; without a display, set MUJOCO_GL to egl or osmesa
 ) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -42,7 +42,7 @@ class Behaviour(Protocol):
 
 
 def ignore_harmless_warnings() -> None:
-    """Warnings that come each time an environment is made, in each process."""
+    """Process-wide, for they also come after an environment is made, whenever its action space is asked for."""
     warnings.filterwarnings("ignore", message=".*precision lowered by casting.*")  # of OGBench's action space
     warnings.filterwarnings("ignore", message=".*DISPLAY environment variable is missing")  # matters only to render
 
