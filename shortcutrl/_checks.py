@@ -3,6 +3,8 @@
 Values are checked where they are known: Python numbers and concrete arrays. A traced value has none yet.
 """
 
+from numbers import Integral
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,10 +28,30 @@ def same_dtype(**arrays: Array | np.ndarray) -> tuple[Array, ...]:
 
 
 def action_field(name: str, action: Array | np.ndarray, noise: Array | np.ndarray) -> None:
-    if not jnp.issubdtype(action.dtype, jnp.floating):
-        raise TypeError(f"`{name}` is {action.dtype}. Convert it: actions are floats.")
+    floats(name, action)
+    if action.ndim > 1:
+        raise TypeError(
+            f"`{name}` has shape {action.shape}: a loss sees one transition. Use `jax.vmap` for a batch and its noise."
+        )
     if action.shape != noise.shape:
         raise TypeError(f"`{name}` has shape {action.shape} but `noise` has {noise.shape}. Pass noise of its shape.")
+
+
+def floats(name: str, action: Array | np.ndarray) -> None:
+    if not jnp.issubdtype(action.dtype, jnp.floating):
+        raise TypeError(f"`{name}` is {action.dtype}. Convert it: actions are floats.")
+
+
+def leading_axis(name: str, tree) -> int:
+    """The length of the axis that every array of `tree` begins with."""
+    shapes = {"".join(map(str, path)): jnp.shape(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
+    lengths = {shape[:1] for shape in shapes.values()}
+    if len(lengths) != 1 or lengths in ({()}, {(0,)}):
+        listed = ", ".join(f"{path} {shape}" for path, shape in shapes.items())
+        raise ValueError(
+            f"`{name}` must have one leading axis, as long in each of its arrays and not empty, got {listed}."
+        )
+    return lengths.pop()[0]
 
 
 def time_and_step(t, h, dtype) -> tuple[Array, Array]:
@@ -76,8 +98,8 @@ def aggregate_name(aggregate: str) -> None:
 
 def sizes(**sizes: int) -> None:
     for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {size}.")
+        if not isinstance(size, Integral) or size < 1:
+            raise ValueError(f"`{name}` must be an integer of at least 1, got {size!r}.")
 
 
 def candidates(name: str, candidates) -> None:
@@ -89,6 +111,7 @@ def candidates(name: str, candidates) -> None:
 
 
 def velocity_output(v: Array, x: Array, name: str = "velocity") -> Array:
+    _one_array(name, v)
     if jnp.shape(v) != x.shape:
         raise ValueError(
             f"`{name}` returned shape {jnp.shape(v)} for an action of shape {x.shape}. It must return one velocity "
@@ -97,13 +120,14 @@ def velocity_output(v: Array, x: Array, name: str = "velocity") -> Array:
     return jnp.asarray(v, x.dtype)
 
 
-def observation_size(obs: Array | np.ndarray, expected: int) -> None:
-    if len(obs) != expected:
-        raise ValueError(f"`obs` must have shape ({expected},), as the network was made for, got {obs.shape}.")
+def input_size(name: str, value: Array | np.ndarray, expected: int) -> None:
+    if len(value) != expected:
+        raise ValueError(f"`{name}` must have shape ({expected},), as the network was made for, got {value.shape}.")
 
 
 def one_of(name: str, value, allowed: list[int]) -> None:
-    if (known := _known(value)) is not None and known not in allowed:
+    number = jnp.shape(value) == () and jnp.issubdtype(jnp.result_type(value), jnp.integer)
+    if not number or ((known := _known(value)) is not None and known not in allowed):
         raise ValueError(f"`{name}` must be one of {', '.join(map(str, allowed))}, got {value}.")
 
 
@@ -126,6 +150,7 @@ def trainable(name: str, leaves: list) -> None:
 
 
 def critic_output(q: Array) -> Array:
+    _one_array("critic", q)
     if jnp.ndim(q) != 1 or q.shape[0] == 0:
         raise ValueError(
             f"`critic` returned shape {jnp.shape(q)}; it must return `(ensemble,)`, one estimate for each member. "
@@ -138,9 +163,14 @@ def scalar(name: str, value, dtype) -> Array:
     if jnp.shape(value) != ():
         raise ValueError(
             f"`{name}` must be a scalar, got shape {jnp.shape(value)}: a loss sees one transition. "
-            "Use `jax.vmap` for a batch."
+            "Use `jax.vmap` for a batch, and `squeeze(-1)` for a column."
         )
     return jnp.asarray(value, dtype)
+
+
+def _one_array(name: str, value) -> None:
+    if not isinstance(value, jax.Array | np.ndarray | np.generic | float | int):
+        raise ValueError(f"`{name}` must return one array, got {type(value).__name__}.")
 
 
 def _known(value) -> float | None:

@@ -47,6 +47,11 @@ class _Group:
     def answer(self, actions: np.ndarray | None, seeds: np.ndarray) -> Reply:
         size = len(self.envs)
         reward = np.zeros(size)
+        shape = self.envs[0].action_space.shape
+        if actions is not None and shape is not None and actions.shape[1:] != shape:
+            raise ValueError(
+                f"`act` must return an action of shape {shape}, as the environment's, got {actions.shape[1:]}."
+            )
         stepped, ended, success = np.zeros((3, size), bool)
         for i, env in enumerate(self.envs):
             if seeds[i] >= 0:
@@ -92,6 +97,8 @@ class EnvPool:
         self, make_env: Callable[[], gymnasium.Env], *, processes: int | None = None, envs_per_process: int = 4
     ):
         processes = 2 * cores() if processes is None else processes
+        if not callable(make_env):
+            raise TypeError(f"`make_env` must be a function that makes an environment, got {make_env}.")
         if processes < 0:
             raise ValueError(f"`processes` must not be negative, got {processes}.")
         if envs_per_process < 1:

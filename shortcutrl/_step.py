@@ -90,12 +90,16 @@ def rollout_k(
     (noise,) = _checks.same_dtype(noise=noise)
 
     def jump(x, t):
-        return shortcut_step(velocity, obs, x, t, 1 / k), None
+        return shortcut_step(velocity, obs, x, t, 1 / k)
 
-    # Unrolled as far as compile time allows: the compiler then fuses across jumps. Where jumps are to be computed anew
-    # it must not, for it would find that they are the same.
-    jump, unroll = (jax.checkpoint(jump), 1) if remat else (jump, min(k, 8))
-    action, _ = jax.lax.scan(jump, noise, jnp.arange(k, dtype=noise.dtype) / k, unroll=unroll)
+    action = noise
+    if k <= 8 and not remat:  # a loop while compile time allows: the compiler fuses across jumps
+        for i in range(k):
+            action = jump(action, i / k)
+    else:  # jumps that are to be computed anew must not stand side by side: the compiler would find them the same
+        once, unroll = (jax.checkpoint(jump), 1) if remat else (jump, 8)
+        times = jnp.arange(k, dtype=noise.dtype) / k
+        action, _ = jax.lax.scan(lambda x, t: (once(x, t), None), noise, times, unroll=unroll)
     return action if clip is None else jnp.clip(action, *clip)
 
 

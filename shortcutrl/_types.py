@@ -1,13 +1,38 @@
 """The words that every signature is written in."""
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
 import numpy as np
 from beartype import beartype
-from jaxtyping import Array, Float, PyTree, Shaped, jaxtyped
+from jaxtyping import Array, Float, PyTree, Shaped, TypeCheckError, jaxtyped
 
-typed = jaxtyped(typechecker=beartype)
-"""Check the shapes, dtypes and kinds of arguments at each call; under `jit`, only while tracing."""
+T = TypeVar("T", bound=Callable[..., Any])
+
+_REMEDY = (
+    "One dimension too many is a batch: use `jax.vmap`. A static option, such as `k`, must be a Python number: bind "
+    "it by `functools.partial`, outside of `jit` and `vmap`."
+)
+
+
+def typed(function: T) -> T:
+    """Check the shapes, dtypes and kinds of arguments at each call; under `jit`, only while tracing."""
+    checked = jaxtyped(function, typechecker=beartype)
+    if isinstance(function, type):
+        return cast(T, checked)
+
+    @wraps(function)
+    def call(*args, **kwargs):
+        try:
+            return checked(*args, **kwargs)
+        except TypeCheckError as error:
+            if _REMEDY not in getattr(error, "__notes__", []):
+                error.add_note(_REMEDY)
+            raise
+
+    return cast(T, call)
+
 
 Obs = PyTree
 """One observation: whatever the user's own callables take. The library only passes it on."""

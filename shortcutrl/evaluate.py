@@ -79,6 +79,8 @@ class ChunkedActions(gymnasium.Wrapper):
         self.action_space = gymnasium.spaces.Box(low, high, dtype=space.dtype.type)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        if action.shape != self.action_space.shape:
+            raise ValueError(f"`action` must have shape {self.action_space.shape}, got {action.shape}.")
         first, *rest = np.split(action, self.length)
         obs, reward, terminated, truncated, info = self.env.step(first)
         total = float(reward)
@@ -132,6 +134,8 @@ def evaluate(
         assert result.episode_length.tolist() == [200, 200]
         ```
     """
+    if not isinstance(pool, EnvPool):
+        raise TypeError(f"`pool` must be an `EnvPool`, which holds environments in processes, got {pool}.")
     if episodes < 1:
         raise ValueError(f"`episodes` must be at least 1, got {episodes}.")
     if seed < 0:
@@ -212,6 +216,9 @@ def record(act: Callable[..., Any], env: gymnasium.Env, *, seed: int = 0, every:
 @eqx.filter_jit
 def _act(act, seed, step, obs):
     def one(seed, step, obs):
-        return act(obs, key=jax.random.fold_in(jax.random.key(seed), step))
+        action = act(obs, key=jax.random.fold_in(jax.random.key(seed), step))
+        if not isinstance(action, jax.Array):
+            raise TypeError(f"`act` must return one array, the action, got {type(action).__name__}.")
+        return action
 
     return jax.vmap(one)(seed, step, obs)

@@ -220,8 +220,8 @@ def update(
 
     **Returns:** the new state and [`Info`][shortcutrl.sorl.Info].
 
-    **Raises:** `ValueError` for a number of `jumps` that is not one of those that `config` allows; otherwise as the
-    functions that it is made of.
+    **Raises:** `ValueError` for a number of `jumps` that is not one of those that `config` allows, and for a `batch`
+    that is empty or whose arrays have different lengths; otherwise as the functions that it is made of.
 
     !!! Example
 
@@ -243,6 +243,8 @@ def update(
 
     Source: algorithm 1 of SORL ([arXiv 2505.22866](https://arxiv.org/abs/2505.22866)).
     """
+    _checks.leading_axis("batch", batch)
+    _checks.floats("batch.action", batch.action)
     jumps_key, critic_key, policy_key = jax.random.split(key, 3)
     jumps = draw_jumps(jumps_key, config=config) if jumps is None else jumps
     for name, k in jumps._asdict().items():

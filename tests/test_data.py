@@ -46,7 +46,11 @@ def test_good_values_arrive_as_float32():
         (fields(reward=np.ones(3)), "`reward` has 3 transitions but `obs` has 4"),
         (fields(size=0), "`obs` is empty"),
         (fields(next_obs=np.ones((4, 2))), "`next_obs` has shape"),
-        (fields(reward=np.ones((4, 1))), "`reward` must have 1 dimensions"),
+        (fields(reward=np.ones((4, 1))), r"`reward` must have 1 dimensions.*squeeze\(-1\)"),
+        (with_value("reward", 3, 1e300), r"`reward\[3\]` = inf is not finite"),
+        (fields(obs={"image": np.ones(4)}), "`obs` must be an array of numbers, got dict.*`Transition` yourself"),
+        (fields(obs=[["a", "b", "c"]] * 4), "`obs` must be an array of numbers, got list"),
+        (fields(action_range=(1.0, -1.0)), r"`action_range` must be \(low, high\)"),
     ],
 )
 def test_bad_values_are_named(arrays, message):
@@ -56,6 +60,28 @@ def test_bad_values_are_named(arrays, message):
 
 def test_the_action_range_is_the_users():
     data.transitions(**fields(action=np.full((4, 2), 3.0)), action_range=(-3.0, 3.0))
+
+
+def test_the_rounding_of_an_action_at_the_end_of_its_range_is_no_error():
+    dataset = data.transitions(**fields(action=np.full((4, 2), np.float32(0.4) / 0.4)))
+    assert (dataset.action == 1).all()
+
+
+@pytest.mark.parametrize(
+    "change", [{"reward": np.ones(3)}, {"next_obs": np.ones((3, 3))}, {"mask": np.float32(1)}], ids=str
+)
+def test_arrays_of_different_lengths_are_refused_not_clamped(change):
+    dataset = data.transitions(**fields())._replace(**change)
+    with pytest.raises(ValueError, match=r"`dataset` must have one leading axis, as long in each.*not empty, got .obs"):
+        data.sample(dataset, jax.random.key(0), batch_size=2)
+    with pytest.raises(ValueError, match="`dataset` must have one leading axis"):
+        data.n_step(dataset, np.zeros(4, bool), n=2, discount=0.9)
+
+
+def test_rewards_of_several_tasks_are_told_to_be_mapped():
+    dataset = data.transitions(**fields())._replace(reward=np.ones((4, 5)))
+    with pytest.raises(ValueError, match=r"`dataset.reward` must have one dimension, got \(4, 5\).*jax.vmap"):
+        data.n_step(dataset, np.zeros(4, bool), n=2, discount=0.9)
 
 
 def looked_ahead(dataset, episode_end, n, discount):

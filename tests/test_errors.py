@@ -7,6 +7,7 @@ import pytest
 from calls import KEY, STEP, X, agree, both, fit, improve, jump, match, roll, select, stay, target
 
 from shortcutrl import (
+    Transition,
     consistency_gap,
     flow_matching_loss,
     nn,
@@ -19,6 +20,14 @@ from shortcutrl import (
 
 policy = nn.ShortcutPolicy(3, 2, width=4, depth=1, key=KEY)
 seeing, blind = (nn.EnsembleCritic(3, 2, width=4, depth=1, condition_on_k=on, key=KEY) for on in (True, False))
+
+BATCH = Transition(jnp.ones((4, 3)), jnp.zeros((4, 2)), jnp.ones(4), jnp.ones(4), jnp.ones((4, 3)))
+CONFIG = sorl.Config(num_steps=2, max_jumps=2)
+
+
+def update(batch, **options):
+    return sorl.update(sorl.init(policy, blind, config=CONFIG), batch, config=CONFIG, key=KEY, **options)
+
 
 VALUES = {
     "k that is no power of two": (lambda: roll(X, k=3), "`k`", "3", "power of two (1, 2, 4"),
@@ -118,6 +127,57 @@ VALUES = {
     ),
     "a critic without its k": (lambda: seeing(jnp.ones(3), X), "`k`", "missing", "functools.partial(critic, k=4)"),
     "a k too many": (lambda: blind(jnp.ones(3), X, k=4), "`k`", "4", "condition_on_k"),
+    "a velocity that returns a tuple": (
+        lambda: rollout_k(lambda obs, x, t, h: (x, x), None, X, k=1),
+        "`velocity`",
+        "tuple",
+        "one array",
+    ),
+    "a critic that returns a list": (
+        lambda: q_loss(stay, lambda obs, action: [action], None, X, k=1),
+        "`critic`",
+        "list",
+        "one array",
+    ),
+    "an action of another size than the policy's": (
+        lambda: policy(jnp.ones(3), jnp.ones(3), 0.0, 0.0),
+        "`x`",
+        "(3,)",
+        "(2,)",
+    ),
+    "an observation of another size than the policy's": (lambda: policy(X, X, 0.0, 0.0), "`obs`", "(2,)", "(3,)"),
+    "a critic's arguments swapped": (lambda: blind(X, jnp.ones(3)), "`obs`", "(2,)", "(3,)"),
+    "an action of another size than the critic's": (
+        lambda: blind(jnp.ones(3), jnp.ones(3)),
+        "`action`",
+        "(3,)",
+        "(2,)",
+    ),
+    "an update of an empty batch": (
+        lambda: update(jax.tree.map(lambda x: x[:0], BATCH)),
+        "`batch`",
+        "(0, 3)",
+        "not empty",
+    ),
+    "an update of one transition": (
+        lambda: update(jax.tree.map(lambda x: x[0], BATCH)),
+        "`batch`",
+        ".reward ()",
+        "leading",
+    ),
+    "an update of arrays of other lengths": (
+        lambda: update(BATCH._replace(reward=jnp.ones(3))),
+        "`batch`",
+        ".reward (3,)",
+        "as long in each",
+    ),
+    "a width that is no integer": (lambda: nn.ShortcutPolicy(3, 2, width=16.0, key=KEY), "`width`", "16.0", "integer"),
+    "jumps that are no integers": (
+        lambda: update(BATCH, jumps=sorl.Jumps(td=2.0, improvement=1)),
+        "`jumps.td`",
+        "2.0",
+        "one of 1, 2",
+    ),
     "no ensemble": (lambda: nn.EnsembleCritic(3, 2, ensemble=0, key=KEY), "`ensemble`", "0", "at least 1"),
     "no width": (lambda: nn.ShortcutPolicy(3, 2, width=0, key=KEY), "`width`", "0", "at least 1"),
     "no depth": (lambda: nn.EnsembleCritic(3, 2, depth=0, key=KEY), "`depth`", "0", "at least 1"),
@@ -198,6 +258,16 @@ KINDS = {
         "transition.action",
         "int64",
     ),
+    "a batch of actions": (
+        lambda: fit(STEP._replace(action=jnp.ones((5, 2), jnp.float32)), X, k=1, discount=0.9),
+        "transition.action",
+        "(5, 2)",
+    ),
+    "integer actions of a batch": (
+        lambda: update(BATCH._replace(action=jnp.zeros((4, 2), int))),
+        "batch.action",
+        "int64",
+    ),
     "an action of another size in the transition": (
         lambda: fit(STEP._replace(action=jnp.ones(3, jnp.float32)), X, k=1, discount=0.9),
         "action",
@@ -212,7 +282,23 @@ def test_a_wrong_kind_is_named(call, name, value):
         call()
     for part in (name, value):
         assert part in str(error.value), str(error.value)
-    assert any(remedy in str(error.value) for remedy in ("Expected type: ", "Convert ", "Pass "))
+    assert any(remedy in str(error.value) for remedy in ("Expected type: ", "Convert ", "Pass ", "Use `jax.vmap`"))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: improve(jnp.ones((5, 2)), k=1),
+        lambda: roll(X, k=np.int64(2)),
+        lambda: jax.jit(lambda k: roll(X, k=k))(2),
+    ],
+    ids=["a batch", "k of NumPy", "k that is traced"],
+)
+def test_the_most_likely_mistakes_come_with_a_remedy_once(call):
+    with pytest.raises(TypeError) as error:
+        call()
+    (note,) = [note for note in error.value.__notes__ if "jax.vmap" in note]
+    assert "functools.partial" in note
 
 
 @pytest.mark.parametrize(

@@ -258,6 +258,16 @@ def test_refusals():
         evaluate(Actor(jnp.array(1.0)), here(1), episodes=0)
     with pytest.raises(ValueError, match="`seed` must not be negative, got -1"):
         evaluate(Actor(jnp.array(1.0)), here(1), episodes=1, seed=-1)
+    with pytest.raises(TypeError, match="`pool` must be an `EnvPool`"):
+        evaluate(Actor(jnp.array(1.0)), Countdown, episodes=1)
+    with pytest.raises(TypeError, match="`make_env` must be a function that makes an environment"):
+        EnvPool(Countdown(), processes=0)
+    with pytest.raises(TypeError, match="`act` must return one array, the action, got tuple"):
+        evaluate(lambda obs, key: (jnp.zeros(2), None), here(1), episodes=1)
+    with pytest.raises(ValueError, match=r"`act` must return an action of shape \(2,\).*got \(3,\)"):
+        evaluate(lambda obs, key: jnp.zeros(3), here(1), episodes=1)
+    with pytest.raises(ValueError, match=r"`action` must have shape \(6,\), got \(2,\)"):
+        ChunkedActions(Countdown(), 3).step(np.zeros(2))
     with pytest.raises(ValueError, match="`processes` must not be negative, got -1"):
         EnvPool(Countdown, processes=-1)
     with pytest.raises(ValueError, match="`envs_per_process` must be at least 1, got 0"):

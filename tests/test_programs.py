@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from shortcutrl import Transition, nn, q_loss, sorl
+from shortcutrl import Transition, nn, q_loss, rollout_k, sorl
 
 update = jax.jit(sorl.update, static_argnames="config")
 
@@ -191,6 +191,20 @@ def test_a_loop_compiles_once():
     for seed in range(3):
         state, _ = updates(state, random_batch(seed), key=jax.random.key(seed))
     assert updates._cache_size() == 1
+
+
+def test_a_rollout_outside_of_jit_compiles_nothing_anew():
+    policy = nn.ShortcutPolicy(3, 2, width=8, depth=1, key=jax.random.key(0))
+    compilations = []
+    listen = lambda event, *_, **__: "backend_compile" in event and compilations.append(event)
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    jax.jit(lambda x: x + 1.2345)(1.0)
+    heard = len(compilations)
+    assert heard > 0
+    rollout_k(policy, jnp.ones(3), jnp.ones(2), k=8)
+    before = len(compilations)
+    rollout_k(policy, jnp.ones(3), jnp.zeros(2), k=8)
+    assert len(compilations) == before
 
 
 def test_a_loop_whose_key_changes_its_kind_compiles_twice():

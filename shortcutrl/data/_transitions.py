@@ -47,11 +47,12 @@ def transitions(
         ```
     """
     fields = {"obs": obs, "action": action, "reward": reward, "mask": mask, "next_obs": next_obs}
-    fields = {name: np.asarray(values) for name, values in fields.items()}
+    fields = {name: _float32(name, values) for name, values in fields.items()}
     for name, values in fields.items():
         rank = 1 if name in ("reward", "mask") else 2
         if values.ndim != rank:
-            raise ValueError(f"`{name}` must have {rank} dimensions, got shape {values.shape}.")
+            remedy = ": `squeeze(-1)` a column" if rank == 1 else ""
+            raise ValueError(f"`{name}` must have {rank} dimensions, got shape {values.shape}{remedy}.")
         if len(values) == 0:
             raise ValueError(f"`{name}` is empty: a dataset needs at least one transition.")
         if len(values) != len(fields["obs"]):
@@ -60,12 +61,14 @@ def transitions(
     if fields["obs"].shape != fields["next_obs"].shape:
         raise ValueError(f"`obs` has shape {fields['obs'].shape} but `next_obs` has shape {fields['next_obs'].shape}.")
     low, high = action_range
-    out_of_range = (fields["action"] < low) | (fields["action"] > high)
+    if not low < high:
+        raise ValueError(f"`action_range` must be (low, high) with low < high, got {action_range}.")
+    out_of_range = (fields["action"] < np.float32(low)) | (fields["action"] > np.float32(high))
     _refuse(
         "action", fields["action"], out_of_range, f"lies outside [{low}, {high}]; rescale it or pass `action_range`"
     )
     _refuse("mask", fields["mask"], ~np.isin(fields["mask"], (0, 1)), "is neither 0 nor 1")
-    return Transition(**{name: jnp.asarray(values, jnp.float32) for name, values in fields.items()})
+    return Transition(**{name: jnp.asarray(values) for name, values in fields.items()})
 
 
 @typed
@@ -104,9 +107,14 @@ def n_step(
     if n < 1:
         raise ValueError(f"`n` must be at least 1, got {n}.")
     _checks.unit_interval("discount", discount)
-    if len(episode_end) != len(dataset.reward):
-        raise ValueError(f"`episode_end` has {len(episode_end)} entries but `dataset` has {len(dataset.reward)}.")
-    index = jnp.arange(len(dataset.reward))
+    size = _checks.leading_axis("dataset", dataset)
+    if len(episode_end) != size:
+        raise ValueError(f"`episode_end` has {len(episode_end)} entries but `dataset` has {size}.")
+    if jnp.ndim(dataset.reward) != 1:
+        raise ValueError(
+            f"`dataset.reward` must have one dimension, got {jnp.shape(dataset.reward)}: use `jax.vmap` over tasks."
+        )
+    index = jnp.arange(size)
     last = jax.lax.cummin(jnp.where(jnp.asarray(episode_end), index, len(index) - 1), reverse=True)
     reward, mask, final = jnp.asarray(dataset.reward), jnp.asarray(dataset.mask), index
     for ahead in range(1, n):
@@ -192,8 +200,19 @@ def sample(dataset: Transition, key: PRNGKeyArray, *, batch_size: int) -> Transi
     """
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
-    index = jax.random.randint(key, (batch_size,), 0, len(dataset.action))
+    index = jax.random.randint(key, (batch_size,), 0, _checks.leading_axis("dataset", dataset))
     return jax.tree.map(lambda x: x[index], dataset)
+
+
+def _float32(name: str, values) -> np.ndarray:
+    try:
+        with np.errstate(over="ignore"):  # what overflows is infinite, which is refused
+            return np.asarray(values, np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"`{name}` must be an array of numbers, got {type(values).__name__}: {error}. For observations that are "
+            "no vectors, build the `Transition` yourself."
+        ) from error
 
 
 def _refuse(name: str, values: np.ndarray, bad: np.ndarray, why: str) -> None:

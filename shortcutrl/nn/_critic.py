@@ -47,6 +47,7 @@ class EnsembleCritic(eqx.Module):
     """
 
     members: MLP
+    obs_size: int = eqx.field(static=True)
     condition_on_k: bool = eqx.field(static=True)
 
     def __init__(
@@ -69,6 +70,7 @@ class EnsembleCritic(eqx.Module):
             return MLP(in_size, 1, width=width, depth=depth, layer_norm=layer_norm, matmul_dtype=matmul_dtype, key=key)
 
         self.members = eqx.filter_vmap(member)(jax.random.split(key, ensemble))
+        self.obs_size = obs_size
         self.condition_on_k = condition_on_k
 
     @typed
@@ -82,7 +84,8 @@ class EnsembleCritic(eqx.Module):
                 else f"`k` must be None for a critic made with `condition_on_k=False`, got {k}."
             )
         action = jnp.asarray(action)
-        _checks.observation_size(obs, self.members.weights[0].shape[1] - len(action) - self.condition_on_k)
+        _checks.input_size("obs", obs, self.obs_size)
+        _checks.input_size("action", action, self.members.weights[0].shape[1] - self.obs_size - self.condition_on_k)
         inputs = [obs, action] if k is None else [obs, action, jnp.asarray(k, action.dtype)[None]]
         x = jnp.concatenate(inputs)
         return eqx.filter_vmap(lambda mlp: mlp(x)[0])(self.members)

@@ -77,6 +77,8 @@ class ShortcutPolicy(eqx.Module):
     ) -> Float[Array, " action"]:
         x = jnp.asarray(x)
         t, h = jnp.asarray(t, x.dtype), jnp.asarray(h, x.dtype)
-        _checks.observation_size(obs, self.mlp.weights[0].shape[0] - len(x) - 2)
+        action_size = self.mlp.weights[-1].shape[1]
+        _checks.input_size("x", x, action_size)
+        _checks.input_size("obs", obs, self.mlp.weights[0].shape[0] - action_size - 2)
         step = -jnp.log2(jnp.maximum(h, self.smallest_step))
         return self.mlp(jnp.concatenate([obs, x, t[None], step[None]]))
