@@ -52,7 +52,7 @@ def train(key, self_consistency_weight, q_weight, *, updates: int, batch_size: i
 
     def update(carry: Any, key):
         policy, teacher, opt_state = carry
-        updates, opt_state = optimizer.update(jax.grad(loss)(policy, teacher, key), opt_state)
+        updates, opt_state = optimizer.update(jax.grad(loss)(policy, teacher, key), opt_state, policy)
         policy = eqx.apply_updates(policy, updates)
         return (policy, optax.incremental_update(policy, teacher, 0.01), opt_state), None
 
