@@ -1,3 +1,10 @@
+from shortcutrl._processes import cores
+
+
+def pytest_benchmark_update_machine_info(machine_info):
+    machine_info["cpu"]["count"] = cores()  # that this process may use
+
+
 def pytest_addoption(parser):
     parser.addoption("--published", metavar="PATH", help="a checkout of SORL's authors' code, to measure beside ours")
     parser.addoption("--fql", metavar="PATH", help="a checkout of flow Q-learning's code, to measure beside ours")
