@@ -61,7 +61,7 @@ def main(
     pools = {"one environment at a time": {"processes": 0, "envs_per_process": 1}}
     pools |= {
         f"evaluate, {p} processes of {m}": {"processes": p, "envs_per_process": m}
-        for p, m in [(cores, 1), (cores, 4), (2 * cores, 4), (2 * cores, 8)]
+        for p, m in [(cores, 1), (cores, 4), (2 * cores, 4), (2 * cores, 8), (2 * cores, 16)]
     }
     for name, options in pools.items():
         with EnvPool(lambda: data.make_env(env), **options) as pool:

@@ -1,6 +1,6 @@
 """The results of `speed.py` as a table in Markdown, with the machine and the versions.
 
-python benchmarks/table.py speed.json > docs/benchmarks-speed.md
+python benchmarks/table.py speed.json > docs/benchmarks-speed-two-cores.md
 """
 
 import json
@@ -28,7 +28,8 @@ def main(
 ) -> None:
     measured = json.loads(results.read_text())
     machine = measured["machine_info"]
-    print(f"{machine['cpu']['brand_raw']}, {machine['cpu']['count']} cores; Python {machine['python_version']}", end="")
+    cores = machine["cpu"]["count"]
+    print(f"{machine['cpu']['brand_raw']}, {cores} core{'s' * (cores > 1)}; Python {machine['python_version']}", end="")
     print("".join(f", {name} {version(name)}" for name in ("jax", "jaxlib", "equinox", "optax")), end=".\n\n")
     print("| | median | floor | floor / median | memory |\n|---|---|---|---|---|")
     print("\n".join(row(result) for result in measured["benchmarks"]))
