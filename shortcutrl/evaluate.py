@@ -217,7 +217,7 @@ def record(act: Callable[..., Any], env: gymnasium.Env, *, seed: int = 0, every:
 def _act(act, seed, step, obs):
     def one(seed, step, obs):
         action = act(obs, key=jax.random.fold_in(jax.random.key(seed), step))
-        if not isinstance(action, jax.Array):
+        if not isinstance(action, jax.Array | np.ndarray):
             raise TypeError(f"`act` must return one array, the action, got {type(action).__name__}.")
         return action
 

@@ -88,7 +88,7 @@ class State(NamedTuple):
 
     - `policy`, `critic`: the networks.
     - `target_policy`, `target_critic`: their moving averages: the teacher of self-consistency and the critic of the TD
-      target. They also change less from one update to the next, so they are the ones to act with.
+      target. They change less from one update to the next, and the examples act with them.
     - `policy_opt_state`, `critic_opt_state`: the optimiser's states.
     """
 

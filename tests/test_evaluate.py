@@ -253,6 +253,11 @@ def test_bootstrap_interval():
     assert same.return_interval() == (2.0, 2.0)
 
 
+def test_an_action_may_be_a_constant_of_numpy():
+    result = evaluate(lambda obs, key: np.ones(2, np.float32), here(2), episodes=2)
+    assert (result.episode_return == result.episode_length).all()
+
+
 def test_refusals():
     with pytest.raises(ValueError, match="`episodes` must be at least 1, got 0"):
         evaluate(Actor(jnp.array(1.0)), here(1), episodes=0)
