@@ -1,9 +1,9 @@
-"""Every check that `typed` cannot express, each with a message that names the argument, its value and the remedy.
+"""Checks that `typed` cannot express: `check_*` raise, `as_*` convert. Each message names value and remedy.
 
-Values are checked where they are known: Python numbers and concrete arrays. A traced value has none yet.
+Values are checked where they are known: Python numbers and concrete arrays. A traced value is not known yet.
 """
 
-from numbers import Integral
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,10 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
-from shortcutrl._types import Clip
+from shortcutrl._types import Bound, Clip, show
 
 
-def same_dtype(**arrays: Array | np.ndarray) -> tuple[Array, ...]:
+def as_same_dtype(**arrays: Array | np.ndarray) -> tuple[Array, ...]:
     """Convert NumPy arrays to the dtype of the first JAX array; refuse JAX arrays of another dtype."""
     reference = next((name for name, value in arrays.items() if isinstance(value, jax.Array)), next(iter(arrays)))
     dtype = jnp.asarray(arrays[reference]).dtype
@@ -27,151 +27,130 @@ def same_dtype(**arrays: Array | np.ndarray) -> tuple[Array, ...]:
     return tuple(jnp.asarray(value, dtype) for value in arrays.values())
 
 
-def action_field(name: str, action: Array | np.ndarray, noise: Array | np.ndarray) -> None:
-    floats(name, action)
-    if action.ndim > 1:
-        raise TypeError(
-            f"`{name}` has shape {action.shape}: a loss sees one transition. Use `jax.vmap` for a batch and its noise."
-        )
-    if action.shape != noise.shape:
-        raise TypeError(f"`{name}` has shape {action.shape} but `noise` has {noise.shape}. Pass noise of its shape.")
+def as_size(name: str, value: Any, minimum: int = 1) -> int:
+    """An integer of at least `minimum`, NumPy's included, as a Python integer."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer) or value < minimum:
+        raise ValueError(f"`{name}` must be an integer of at least {minimum}, got {show(value)}.")
+    return int(value)
 
 
-def floats(name: str, action: Array | np.ndarray) -> None:
-    if not jnp.issubdtype(action.dtype, jnp.floating):
-        raise TypeError(f"`{name}` is {action.dtype}. Convert it: actions are floats.")
-
-
-def leading_axis(name: str, tree) -> int:
-    """The length of the axis that every array of `tree` begins with."""
-    shapes = {"".join(map(str, path)): jnp.shape(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
-    lengths = {shape[:1] for shape in shapes.values()}
-    if len(lengths) != 1 or lengths in ({()}, {(0,)}):
-        listed = ", ".join(f"{path} {shape}" for path, shape in shapes.items())
+def as_power_of_two(name: str, value: Any) -> int:
+    size = as_size(name, value)
+    if size & (size - 1):
         raise ValueError(
-            f"`{name}` must have one leading axis, as long in each of its arrays and not empty, got {listed}."
+            f"`{name}` must be a power of two (1, 2, 4, ...), got {size}: shortcut training halves step sizes from 1 "
+            "to the smallest."
         )
-    return lengths.pop()[0]
+    return size
 
 
-def time_and_step(t, h, dtype) -> tuple[Array, Array]:
-    """Times `t` and steps `h` as arrays of `dtype`, with 0 <= t, 0 <= h and t + h <= 1."""
-    for name, value in {"t": t, "h": h}.items():
-        if (known := _known(value)) is not None and not 0 <= known <= 1:
-            raise ValueError(f"`{name}` must lie in [0, 1], where 0 is noise and 1 the action, got {known}.")
+def check_range(name: str, value: Any, low: float, high: float, *, open_low: bool = False) -> None:
+    """`low <= value <= high`, or `low < value` where it is `open_low`. NaN and infinity are outside."""
+    known = _known(value)
+    if known is not None and not (low <= known <= high and abs(known) < float("inf") and (known > low or not open_low)):
+        ends = f"in {'[('[open_low]}{low}, {high}]"
+        if (low, high) == (0, float("inf")):
+            ends = f"finite and {'positive' if open_low else 'not negative'}"
+        raise ValueError(f"`{name}` must be {ends}, got {known}.")
+
+
+def as_times(t: Any, h: Any, dtype: Any, *, source: str | None = None) -> tuple[Array, Array]:
+    """Times `t` and steps `h` as arrays of `dtype`, with 0 <= t, 0 <= h and t + h <= 1; `source` is who drew them."""
+    drawn = f"` of `{source}" if source else ""
+    check_range(f"t{drawn}", t, 0, 1)
+    check_range(f"h{drawn}", h, 0, 1)
     known_t, known_h = _known(t), _known(h)
     if known_t is not None and known_h is not None and known_t + known_h > 1 + 4 * float(jnp.finfo(dtype).eps):
         raise ValueError(
-            f"`t + h` must be at most 1, got t = {known_t} and h = {known_h}: the flow ends at 1, with the action. "
-            "Pass a smaller `h`."
+            f"`t + h{drawn}` must be at most 1, got t = {known_t} and h = {known_h}: the flow ends at 1, with the "
+            "action. Pass a smaller `h`."
         )
     return jnp.asarray(t, dtype), jnp.asarray(h, dtype)
 
 
-def power_of_two(name: str, value: int) -> None:
-    if isinstance(value, bool) or value < 1 or value & (value - 1):
+def as_clip(name: str, clip: Clip, like: Any) -> tuple[Array, Array] | None:
+    """Bounds in the dtype of the action `like`: two numbers, or two arrays of its shape."""
+    if clip is None:
+        return None
+    if len(clip) != 2:
+        raise ValueError(f"`{name}` must be a pair (low, high), got {show(clip)}.")
+    low, high = (_as_bound(name, bound, like) for bound in clip)
+    if not any(isinstance(bound, Tracer) for bound in (low, high)) and not np.all(np.asarray(low) < np.asarray(high)):
+        raise ValueError(f"`{name}` must be (low, high) with low < high, such as (-1.0, 1.0), got {show(clip)}.")
+    return low, high
+
+
+def _as_bound(name: str, bound: Bound, like: Any) -> Array:
+    number = isinstance(bound, int | float | np.generic | np.ndarray | jax.Array) and not isinstance(bound, bool)
+    if not number or jnp.shape(bound) not in ((), like.shape) or not is_real(bound):
         raise ValueError(
-            f"`{name}` must be a power of two (1, 2, 4, ...), got {value}: step sizes halve from 1 to 1/{name}, and no "
-            "other size is trained."
+            f"`{name}` must be two numbers or two arrays of the action's shape {like.shape}, got {show(bound)}."
         )
+    return jnp.asarray(bound, like.dtype)
 
 
-def clip_range(clip: Clip) -> None:
-    if clip is not None and not clip[0] < clip[1]:
-        raise ValueError(f"`clip` must be (low, high) with low < high, such as (-1.0, 1.0), got {clip}.")
+def check_leading_axis(name: str, tree: Any) -> int:
+    """The length of the axis that every array of `tree` begins with."""
+    leaves = {f"{name}{jax.tree_util.keystr(path)}": leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+    for path, leaf in leaves.items():
+        if isinstance(leaf, np.ndarray) and not is_real(leaf):
+            raise TypeError(f"`{path}` must be an array of real numbers, got {show(leaf)}. Convert it.")
+    shapes = {path: _shape(leaf) for path, leaf in leaves.items()}
+    lengths = {shape[:1] for shape in shapes.values()}
+    if len(lengths) != 1 or lengths in ({()}, {(0,)}):
+        listed = ", ".join(f"`{path}` {shape}" for path, shape in shapes.items()) or "no array"
+        raise ValueError(f"`{name}`: all arrays must share a non-empty leading axis, got {listed}.")
+    return lengths.pop()[0]
 
 
-def unit_interval(name: str, value) -> None:
-    if (known := _known(value)) is not None and not 0 <= known <= 1:
-        raise ValueError(f"`{name}` must lie in [0, 1], got {known}.")
+def as_rows(name: str, value: Array | np.ndarray, rows: int) -> Array:
+    """An array of this many rows."""
+    if len(value) != rows:
+        raise ValueError(f"`{name}` must have shape ({rows}, ...), one row for each step, got {show(value)}.")
+    return jnp.asarray(value)
 
 
-def non_negative(name: str, value) -> None:
-    if (known := _known(value)) is not None and not 0 <= known < float("inf"):
-        raise ValueError(f"`{name}` must be finite and not negative, got {known}.")
-
-
-def aggregate_name(aggregate: str) -> None:
-    if aggregate not in ("min", "mean"):
-        raise ValueError(f"`aggregate` must be 'min' or 'mean', got {aggregate!r}.")
-
-
-def sizes(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if not isinstance(size, Integral) or size < 1:
-            raise ValueError(f"`{name}` must be an integer of at least 1, got {size!r}.")
-
-
-def candidates(name: str, candidates) -> None:
-    if len(candidates) < 1:
-        raise ValueError(
-            f"`{name}` must have shape (n, action) with n at least 1, got {jnp.shape(candidates)}: one row of "
-            "noise for each candidate."
-        )
-
-
-def velocity_output(v: Array, x: Array, name: str = "velocity") -> Array:
-    _one_array(name, v)
-    if jnp.shape(v) != x.shape:
-        raise ValueError(
-            f"`{name}` returned shape {jnp.shape(v)} for an action of shape {x.shape}. It must return one velocity "
-            "for one unbatched action: add the batch with `jax.vmap` around the library's function, not inside yours."
-        )
-    return jnp.asarray(v, x.dtype)
-
-
-def input_size(name: str, value: Array | np.ndarray, expected: int) -> None:
-    if len(value) != expected:
-        raise ValueError(f"`{name}` must have shape ({expected},), as the network was made for, got {value.shape}.")
-
-
-def one_of(name: str, value, allowed: list[int]) -> None:
+def check_one_of(name: str, value: Any, allowed: list[int]) -> None:
     number = jnp.shape(value) == () and jnp.issubdtype(jnp.result_type(value), jnp.integer)
     if not number or ((known := _known(value)) is not None and known not in allowed):
         raise ValueError(f"`{name}` must be one of {', '.join(map(str, allowed))}, got {value}.")
 
 
-def float_dtype(name: str, dtype) -> None:
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"`{name}` must be a dtype of floating-point numbers, such as `jnp.bfloat16`, got {dtype}.")
-
-
-def trainable(name: str, leaves: list) -> None:
-    """Networks are carried by `jit` and `scan`, so they must be made of arrays."""
-    for leaf in leaves:
-        if not isinstance(leaf, jax.Array | np.ndarray):
-            raise ValueError(
-                f"`{name}` has a leaf that is not an array, {leaf!r}, which `jax.jit` and `jax.lax.scan` cannot carry. "
-                "Mark it `eqx.field(static=True)`, or pass only the arrays of `eqx.partition` and combine them in a "
-                "Module of your own."
-            )
-    if not any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves):
-        raise ValueError(f"`{name}` has no parameters to train: pass a pytree of arrays that is callable.")
-
-
-def critic_output(q: Array) -> Array:
-    _one_array("critic", q)
-    if jnp.ndim(q) != 1 or q.shape[0] == 0:
+def as_scalar(name: str, value: Any, dtype: Any) -> Array:
+    """A number of a transition, in `dtype`."""
+    if not isinstance(value, jax.Array | np.ndarray | np.generic | float | int) or jnp.shape(value) != ():
         raise ValueError(
-            f"`critic` returned shape {jnp.shape(q)}; it must return `(ensemble,)`, one estimate for each member. "
-            "For a single critic return shape (1,)."
+            f"`{name}` must be one number, got {show(value)}: the function takes one transition. Use `jax.vmap` for a "
+            "batch, and `squeeze(-1)` for a column."
         )
-    return q
-
-
-def scalar(name: str, value, dtype) -> Array:
-    if jnp.shape(value) != ():
-        raise ValueError(
-            f"`{name}` must be a scalar, got shape {jnp.shape(value)}: a loss sees one transition. "
-            "Use `jax.vmap` for a batch, and `squeeze(-1)` for a column."
-        )
+    if not is_real(value):
+        raise TypeError(f"`{name}` must be a real number, got {show(value)}.")
     return jnp.asarray(value, dtype)
 
 
-def _one_array(name: str, value) -> None:
-    if not isinstance(value, jax.Array | np.ndarray | np.generic | float | int):
-        raise ValueError(f"`{name}` must return one array, got {type(value).__name__}.")
+def as_action(name: str, value: Any) -> Array:
+    """An action of a transition: one float array of shape `(action,)`."""
+    array = isinstance(value, jax.Array | np.ndarray) and is_real(value)
+    if not array or not jnp.issubdtype(value.dtype, jnp.floating):
+        raise TypeError(f"`{name}` must be a float array, got {show(value)}. Convert it.")
+    if value.ndim != 1:
+        raise TypeError(f"`{name}` must have shape (action,), got {value.shape}. For a batch, use `jax.vmap`.")
+    return jnp.asarray(value)
 
 
-def _known(value) -> float | None:
+def _known(value: Any) -> float | None:
     return None if isinstance(value, Tracer) else float(value)
+
+
+def _shape(leaf: Any) -> tuple[int, ...]:
+    """The shape of a number or an array; of anything else `()`, which has no leading axis."""
+    return np.shape(leaf) if isinstance(leaf, jax.Array | np.ndarray | np.generic) else ()
+
+
+def is_real(value: Any) -> bool:
+    """Floats, integers and flags; not text, dates, objects, complex numbers or masked arrays."""
+    if isinstance(value, np.ma.MaskedArray):
+        return False
+    return isinstance(value, int | float) or any(
+        jnp.issubdtype(value.dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating)
+    )

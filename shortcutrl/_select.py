@@ -1,21 +1,18 @@
-"""Test-time scaling: more candidates, with Q as the verifier."""
+"""Test-time scaling: more candidates, ranked by Q."""
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from shortcutrl import _checks
-from shortcutrl._step import rollout_k
-from shortcutrl._types import Action, Clip, Critic, Obs, Velocity, typed
-from shortcutrl._value import evaluate
+from shortcutrl._call import action_of, q_of
+from shortcutrl._types import Action, Actor, Aggregate, Critic, Noise, Obs, typed
 
 
 class BestOfN(NamedTuple):
-    """What [`bon_select`][shortcutrl.bon_select] chose from: the index of the `best`, each `q` and all `candidates`."""
+    """The choice of [`bon_select`][shortcutrl.bon_select]: the index `best`, each `q` and all `candidates`."""
 
     best: Int[Array, ""]
     q: Float[Array, " n"]
@@ -24,32 +21,28 @@ class BestOfN(NamedTuple):
 
 @typed
 def bon_select(
-    velocity: Velocity,
-    critic: Critic,
-    obs: Obs,
-    noise: Float[Array | np.ndarray, "n action"],
-    *,
-    k: int,
-    aggregate: str = "mean",
-    clip: Clip = None,
+    actor: Actor, critic: Critic, obs: Obs, noise: Noise, *, aggregate: Aggregate = "mean"
 ) -> tuple[Action, BestOfN]:
     r"""Take the best of `n` candidates: $a^{(i^*)}$, $i^* = \arg\max_i \operatorname{agg}_j Q_{\phi_j}(s, a^{(i)})$.
 
-    Each row of `noise` becomes one candidate by `k` jumps; Q chooses (parallel scaling). Better than one candidate
-    where Q ranks the policy's own samples rightly, worse where the policy already exploits Q's errors. `k` may exceed
-    the number of jumps that the policy was improved with (sequential extrapolation).
+    The actor turns each row of `noise` into one candidate; Q ranks them (parallel scaling). The choice is better than
+    one candidate where Q ranks the actor's samples correctly, and worse where the actor already exploits errors of Q.
+    A rollout may take more jumps than it was improved with (sequential extrapolation).
 
     **Arguments:**
 
-    - `velocity`, `critic`, `obs`, `k`, `aggregate`, `clip`: as in [`q_loss`][shortcutrl.q_loss].
-    - `noise`: draws from the standard normal, shape `(n, action)`, one row for each candidate, n at least 1.
+    - `actor`: an [`Actor`][shortcutrl.Actor], such as `functools.partial(rollout_k, policy, k=4)`.
+    - `critic`: `critic(obs, action)`, shape `(ensemble,)`.
+    - `obs`: one observation, any pytree.
+    - `noise`: one row of the actor's noise for each candidate: an array of shape `(n, ...)`, or a pytree of arrays that
+      share this leading axis, n at least 1.
+    - `aggregate`: `"min"`, `"mean"`, or a function of the ensemble's vector. Static.
 
-    **Returns:** the chosen action, shape `(action,)`, and [`BestOfN`][shortcutrl.BestOfN]. The first of equals wins; a
+    **Returns:** the chosen action, shape `(action,)`, and [`BestOfN`][shortcutrl.BestOfN]. The first of equals wins. A
     candidate whose Q is NaN never beats one whose Q is a number. Gradients flow through the chosen action, not through
     the choice.
 
-    **Raises:** `ValueError` for no candidates or an unknown `aggregate`; otherwise as
-    [`rollout_k`][shortcutrl.rollout_k].
+    **Raises:** `ValueError` for no candidates; otherwise as [`q_loss`][shortcutrl.q_loss].
 
     !!! Example
 
@@ -58,24 +51,55 @@ def bon_select(
         from functools import partial
         from shortcutrl import bon_select
 
-        stay = lambda obs, x, t, h: jnp.zeros_like(x)
+        stay = lambda obs, noise: noise
         critic = lambda obs, action: -jnp.sum(jnp.square(action - obs))[None]
         noise = jnp.array([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]])
-        action, info = bon_select(stay, critic, jnp.ones(2), noise, k=1)
+        action, info = bon_select(stay, critic, jnp.ones(2), noise)
         assert info.best == 1 and jnp.allclose(action, 1.0)
 
         many = jnp.broadcast_to(noise, (5, 3, 2))  # own candidates for each of 5 observations
-        actions, _ = jax.vmap(partial(bon_select, stay, critic, k=1))(jnp.ones((5, 2)), many)
+        actions, _ = jax.vmap(partial(bon_select, stay, critic))(jnp.ones((5, 2)), many)
         assert actions.shape == (5, 2)
         ```
 
     Source: best-of-N sampling in SORL ([arXiv 2505.22866](https://arxiv.org/abs/2505.22866)).
     """
-    _checks.aggregate_name(aggregate)
-    _checks.candidates("noise", noise)
-    candidates = jax.vmap(partial(rollout_k, velocity, obs, k=k, clip=clip))(jnp.asarray(noise))
-    q = jax.vmap(lambda action: evaluate(critic, obs, action, aggregate))(candidates)
+    _checks.check_leading_axis("noise", noise)
+    candidates = jax.vmap(lambda row: action_of("actor", actor, obs, row))(jax.tree.map(jnp.asarray, noise))
+    q = jax.vmap(lambda action: q_of("critic", critic, obs, action, aggregate))(candidates)
     best = jnp.argmax(jnp.where(jnp.isnan(q), -jnp.inf, q))
     best = jnp.where(jnp.isnan(q[best]), jnp.argmax(~jnp.isnan(q)), best)  # -inf is a number too
-    best = best if len(q) > 1 else jnp.zeros_like(best)  # no choice: the compiler leaves out a Q that nobody reads
+    best = best if len(q) > 1 else jnp.zeros_like(best)  # no choice: the compiler removes a Q that is not used
     return candidates[best], BestOfN(best, q, candidates)
+
+
+@typed
+def best_of_n(actor: Actor, critic: Critic, obs: Obs, noise: Noise, *, aggregate: Aggregate = "mean") -> Action:
+    r"""Act with the best of `n` candidates: the action of [`bon_select`][shortcutrl.bon_select] alone.
+
+    `functools.partial(best_of_n, actor, critic)` is an [`Actor`][shortcutrl.Actor], whose noise has one row for each
+    candidate.
+
+    **Arguments:**
+
+    - `actor`, `critic`, `obs`, `noise`, `aggregate`: as in [`bon_select`][shortcutrl.bon_select].
+
+    **Returns:** the chosen action, shape `(action,)`.
+
+    **Raises:** as [`bon_select`][shortcutrl.bon_select].
+
+    !!! Example
+
+        ```python
+        import jax.numpy as jnp
+        from functools import partial
+        from shortcutrl import best_of_n
+
+        critic = lambda obs, action: action
+        actor = partial(best_of_n, lambda obs, noise: noise, critic)
+        assert actor(None, jnp.array([[1.0], [3.0], [2.0]])) == 3.0
+        ```
+
+    Source: best-of-N sampling in SORL ([arXiv 2505.22866](https://arxiv.org/abs/2505.22866)).
+    """
+    return bon_select(actor, critic, obs, noise, aggregate=aggregate)[0]

@@ -2,9 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from shortcutrl import _checks
-from shortcutrl._types import Action, ActionLike, Clip, Obs, ScalarLike, Velocity, typed
+from shortcutrl._call import velocity_at
+from shortcutrl._types import Action, ActionLike, Clip, Integer, Obs, ScalarLike, Velocity, typed
 
 
 @typed
@@ -41,33 +43,35 @@ def shortcut_step(velocity: Velocity, obs: Obs, x: ActionLike, t: ScalarLike, h:
 
     Source: section 3 of shortcut models ([arXiv 2410.12557](https://arxiv.org/abs/2410.12557)).
     """
-    (x,) = _checks.same_dtype(x=x)
-    t, h = _checks.time_and_step(t, h, x.dtype)
-    return x + h * _checks.velocity_output(velocity(obs, x, t, h), x)
+    (x,) = _checks.as_same_dtype(x=x)
+    t, h = _checks.as_times(t, h, x.dtype)
+    return x + h * velocity_at("velocity", velocity, obs, x, t, h)
 
 
 @typed
 def rollout_k(
-    velocity: Velocity, obs: Obs, noise: ActionLike, *, k: int, clip: Clip = None, remat: bool = False
+    velocity: Velocity, obs: Obs, noise: ActionLike, *, k: Integer, clip: Clip = None, remat: bool = False
 ) -> Action:
     r"""Turn noise into an action by `k` equal jumps: $x_{t+h} = x_t + h\, s_\theta(x_t, t, h \mid s)$ with $h = 1/k$.
 
-    More jumps cost more and follow the learned flow more faithfully (sequential scaling). For an exact mean velocity
-    every `k` gives the same action.
+    More jumps cost more and follow the learned flow more closely (sequential scaling). For an exact mean velocity
+    every `k` gives the same action. `functools.partial(rollout_k, policy, k=4, clip=(-1.0, 1.0))` is an
+    [`Actor`][shortcutrl.Actor].
 
     **Arguments:**
 
     - `velocity`, `obs`: as in [`shortcut_step`][shortcutrl.shortcut_step].
     - `noise`: a draw from the standard normal, shape `(action,)`. Gradients flow through it.
-    - `k`: the number of jumps, a power of two; at most as many as the policy was trained for, which nothing can check
-      here. Static.
-    - `clip`: `(low, high)` to clip the final action to; `None` leaves it as it is. No gradient flows where it clips.
-    - `remat`: whether the backward pass computes each jump anew instead of keeping what is inside it: the same gradient
-      from less memory and more time (`jax.checkpoint`). Static.
+    - `k`: the number of jumps, at least 1. A shortcut policy is trained for powers of two up to its `num_steps`; a
+      flow model takes any number. Static.
+    - `clip`: `(low, high)`, two numbers or two arrays of the action's shape, to clip the final action to. `None` leaves
+      it unchanged. No gradient flows where it clips.
+    - `remat`: whether the backward pass computes each jump again instead of storing its activations. The gradient is
+      the same; it takes less memory and more time (`jax.checkpoint`). Static.
 
     **Returns:** the action at time 1, shape and dtype of `noise`. Gradients flow through all `k` jumps.
 
-    **Raises:** `ValueError` if `k` is not a power of two or `clip` is empty; otherwise as
+    **Raises:** `ValueError` if `k` is below 1 or `clip` is empty; otherwise as
     [`shortcut_step`][shortcutrl.shortcut_step].
 
     !!! Example
@@ -85,22 +89,23 @@ def rollout_k(
 
     Source: the sampling procedure of SORL ([arXiv 2505.22866](https://arxiv.org/abs/2505.22866)).
     """
-    _checks.power_of_two("k", k)
-    _checks.clip_range(clip)
-    (noise,) = _checks.same_dtype(noise=noise)
+    k = _checks.as_size("k", k)
+    (noise,) = _checks.as_same_dtype(noise=noise)
+    bounds = _checks.as_clip("clip", clip, noise)
 
     def jump(x, t):
         return shortcut_step(velocity, obs, x, t, 1 / k)
 
     action = noise
-    if k <= 8 and not remat:  # a loop while compile time allows: the compiler fuses across jumps
+    traced = isinstance(noise, Tracer)
+    if (k <= 8 or not traced) and not remat:  # the compiler fuses across jumps; eagerly, a scan would compile each time
         for i in range(k):
             action = jump(action, i / k)
-    else:  # jumps that are to be computed anew must not stand side by side: the compiler would find them the same
+    else:  # with `remat` jumps must not stand side by side, because the compiler would merge what they repeat
         once, unroll = (jax.checkpoint(jump), 1) if remat else (jump, 8)
         times = jnp.arange(k, dtype=noise.dtype) / k
         action, _ = jax.lax.scan(lambda x, t: (once(x, t), None), noise, times, unroll=unroll)
-    return action if clip is None else jnp.clip(action, *clip)
+    return action if bounds is None else jnp.clip(action, *bounds)
 
 
 @typed
@@ -132,8 +137,8 @@ def consistency_gap(velocity: Velocity, obs: Obs, x: ActionLike, t: ScalarLike, 
 
     Source: section 3 of shortcut models ([arXiv 2410.12557](https://arxiv.org/abs/2410.12557)).
     """
-    (x,) = _checks.same_dtype(x=x)
-    t, h = _checks.time_and_step(t, h, x.dtype)
+    (x,) = _checks.as_same_dtype(x=x)
+    t, h = _checks.as_times(t, h, x.dtype)
     half = h / 2
     middle = shortcut_step(velocity, obs, x, t, half)
     return shortcut_step(velocity, obs, x, t, h) - shortcut_step(velocity, obs, middle, t + half, half)

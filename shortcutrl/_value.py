@@ -1,18 +1,17 @@
-"""Learning Q: the ensemble's verdict, the temporal-difference target and its loss."""
+"""Learning Q and V: targets and losses."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
 
 from shortcutrl import _checks
-from shortcutrl._step import rollout_k
-from shortcutrl._types import ActionLike, Clip, Critic, Obs, Scalar, ScalarLike, Transition, Velocity, typed
+from shortcutrl._call import action_of, ensemble_of, q_of, value_of
+from shortcutrl._types import Actor, Aggregate, Critic, Noise, Obs, Scalar, ScalarLike, Transition, Value, typed
 
 
 class TDInfo(NamedTuple):
-    """What [`td_loss`][shortcutrl.td_loss] saw.
+    """What [`td_loss`][shortcutrl.td_loss] and [`critic_loss`][shortcutrl.critic_loss] saw.
 
     - `q`: the ensemble's mean Q of the transition's action, a scalar.
     - `target`: what it is regressed on, a scalar.
@@ -24,45 +23,66 @@ class TDInfo(NamedTuple):
     error: Scalar
 
 
-def evaluate(critic: Critic, obs: Obs, action: Array, aggregate: str) -> Scalar:
-    """The ensemble's verdict on one action: its lowest member (pessimistic) or its mean."""
-    q = _checks.critic_output(critic(obs, action))
-    return jnp.min(q) if aggregate == "min" else jnp.mean(q)
+@typed
+def bellman_target(transition: Transition, next_value: ScalarLike, *, discount: ScalarLike) -> Scalar:
+    r"""Compute the value to regress Q on: $y = r + \gamma\, m\, v'$. **No gradient flows out of it.**
+
+    **Arguments:**
+
+    - `transition`: one [`Transition`][shortcutrl.Transition]; only `reward` and `mask` are used.
+    - `next_value`: $v'$, the value of the next observation, a scalar. Its gradient is zero.
+    - `discount`: $\gamma$, in [0, 1].
+
+    **Returns:** the target, a scalar in the dtype of `next_value`.
+
+    **Raises:** `ValueError` for a `discount` outside [0, 1] or a batched transition.
+
+    !!! Example
+
+        ```python
+        import jax.numpy as jnp
+        from shortcutrl import Transition, bellman_target
+
+        step = Transition(jnp.ones(3), jnp.ones(2), reward=1.0, mask=1.0, next_obs=jnp.ones(3))
+        assert bellman_target(step, jnp.array(4.0), discount=0.5) == 3.0
+        ```
+    """
+    _checks.check_range("discount", discount, 0, 1)
+    dtype = jnp.result_type(next_value, 1.0)
+    reward = _checks.as_scalar("transition.reward", transition.reward, dtype)
+    mask = _checks.as_scalar("transition.mask", transition.mask, dtype)
+    target = reward + jnp.asarray(discount, dtype) * mask * jnp.asarray(next_value, dtype)
+    return jax.lax.stop_gradient(target)
 
 
 @typed
 def td_target(
     target_critic: Critic,
-    velocity: Velocity,
+    actor: Actor,
     transition: Transition,
-    noise: ActionLike,
+    noise: Noise,
     *,
-    k: int,
     discount: ScalarLike,
-    aggregate: str = "mean",
-    clip: Clip = None,
+    aggregate: Aggregate = "mean",
 ) -> Scalar:
-    r"""The value to regress Q on: $y = r + \gamma\, m\, \operatorname{agg}_i Q_{\bar\phi_i}(s', a')$.
+    r"""Compute $y = r + \gamma\, m\, \operatorname{agg}_i Q_{\bar\phi_i}(s', a')$, where the actor chooses $a'$.
 
-    The next action $a'$ is made by `k` jumps at $s'$. One sample of the Bellman target of the policy that takes `k`
-    jumps. Biased where `target_critic` is; with `aggregate="min"` low on purpose, against overestimation. **No gradient
-    flows out of it**: not into the policy that chose $a'$, not into the target critic.
+    One sample of the Bellman target of `actor`. It is biased where `target_critic` is. `aggregate="min"` is low on
+    purpose, against overestimation. **No gradient flows out of it**: neither into the actor nor into the target critic.
 
     **Arguments:**
 
     - `target_critic`: `target_critic(obs, action)`, shape `(ensemble,)`; usually a moving average of the critic.
-    - `velocity`: the policy that chooses the next action.
+    - `actor`: the policy that chooses the next action, an [`Actor`][shortcutrl.Actor].
     - `transition`: one [`Transition`][shortcutrl.Transition]; its `action` and `obs` are not used.
-    - `noise`: the draw that becomes the next action, standard normal, shape `(action,)`.
-    - `k`: the number of jumps, a power of two. Static.
+    - `noise`: the actor's noise for the next action.
     - `discount`: $\gamma$, in [0, 1].
-    - `aggregate`: `"min"` or `"mean"` over the ensemble. Static.
-    - `clip`: `(low, high)` for the next action, or `None`.
+    - `aggregate`: `"min"`, `"mean"`, or a function of the ensemble's vector, shape `(ensemble,)`, to a scalar. Static.
 
-    **Returns:** the target, a scalar.
+    **Returns:** the target, a scalar in the dtype of Q.
 
-    **Raises:** `ValueError` for an unknown `aggregate`, a `discount` outside [0, 1], a batched transition, and as
-    [`rollout_k`][shortcutrl.rollout_k].
+    **Raises:** `ValueError` for a `discount` outside [0, 1], a batched transition, or a function that returns another
+    shape; `TypeError` for a function that does not take its arguments or does not return a float array.
 
     !!! Example
 
@@ -70,53 +90,83 @@ def td_target(
         import jax.numpy as jnp
         from shortcutrl import Transition, td_target
 
-        stay = lambda obs, x, t, h: jnp.zeros_like(x)
+        stay = lambda obs, noise: noise
         critic = lambda obs, action: jnp.stack([jnp.sum(action), 2 * jnp.sum(action)])
         step = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
-        y = td_target(critic, stay, step, jnp.ones(2), k=1, discount=0.5, aggregate="min")
-        assert y == 1.0 + 0.5 * 2.0
+        assert td_target(critic, stay, step, jnp.ones(2), discount=0.5, aggregate="min") == 1.0 + 0.5 * 2.0
+
+        pessimistic = lambda q: q.mean() - 0.5 * q.std()
+        td_target(critic, stay, step, jnp.ones(2), discount=0.5, aggregate=pessimistic)
         ```
 
     Source: the critic's objective of SORL ([arXiv 2505.22866](https://arxiv.org/abs/2505.22866)).
     """
-    _checks.aggregate_name(aggregate)
-    _checks.unit_interval("discount", discount)
-    (noise,) = _checks.same_dtype(noise=noise)
-    reward = _checks.scalar("transition.reward", transition.reward, noise.dtype)
-    mask = _checks.scalar("transition.mask", transition.mask, noise.dtype)
-    discount = jnp.asarray(discount, noise.dtype)
-    next_action = rollout_k(velocity, transition.next_obs, noise, k=k, clip=clip)
-    next_q = evaluate(target_critic, transition.next_obs, next_action, aggregate)
-    return jax.lax.stop_gradient(reward + discount * mask * next_q)
+    next_action = action_of("actor", actor, transition.next_obs, noise)
+    next_q = q_of("target_critic", target_critic, transition.next_obs, next_action, aggregate)
+    return bellman_target(transition, next_q, discount=discount)
+
+
+@typed
+def critic_loss(critic: Critic, transition: Transition, target: ScalarLike) -> tuple[Scalar, TDInfo]:
+    r"""Fit every member of the ensemble to a target of your choice: $\tfrac1n \sum_i (Q_{\phi_i}(s, a) - y)^2$.
+
+    **Arguments:**
+
+    - `critic`: `critic(obs, action)`, shape `(ensemble,)`. Gradients flow into it.
+    - `transition`: one [`Transition`][shortcutrl.Transition]; only `obs` and `action` are used.
+    - `target`: $y$, a scalar. Its gradient is zero.
+
+    **Returns:** the mean over the ensemble, a scalar, and [`TDInfo`][shortcutrl.TDInfo].
+
+    **Raises:** `TypeError` if `transition.action` is not one float array of shape `(action,)`; `ValueError` if
+    `critic` returns another shape.
+
+    !!! Example
+
+        ```python
+        import jax.numpy as jnp
+        from shortcutrl import Transition, critic_loss
+
+        step = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(0.0), jnp.ones(3))
+        loss, info = critic_loss(lambda obs, action: jnp.array([3.0, 5.0]), step, 1.0)
+        assert loss == (2.0**2 + 4.0**2) / 2
+        ```
+
+    Source: fitted Q evaluation, as in SORL ([arXiv 2505.22866](https://arxiv.org/abs/2505.22866)).
+    """
+    action = _checks.as_action("transition.action", transition.action)
+    q = ensemble_of("critic", critic, transition.obs, action)
+    target = jax.lax.stop_gradient(jnp.asarray(target, q.dtype))
+    mean_q = jnp.mean(q)
+    return jnp.mean(jnp.square(q - target)), TDInfo(mean_q, target, mean_q - target)
 
 
 @typed
 def td_loss(
     critic: Critic,
     target_critic: Critic,
-    velocity: Velocity,
+    actor: Actor,
     transition: Transition,
-    noise: ActionLike,
+    noise: Noise,
     *,
-    k: int,
     discount: ScalarLike,
-    aggregate: str = "mean",
-    clip: Clip = None,
+    aggregate: Aggregate = "mean",
 ) -> tuple[Scalar, TDInfo]:
-    r"""Fit every member of the ensemble to one target: $\tfrac1n \sum_i (Q_{\phi_i}(s, a) - y)^2$.
-
-    The target $y$ is [`td_target`][shortcutrl.td_target]; the gradient with respect to `target_critic` and `velocity`
-    is zero.
+    r"""Fit every member of the ensemble to [`td_target`][shortcutrl.td_target]: $\tfrac1n \sum_i (Q_{\phi_i} - y)^2$.
 
     **Arguments:**
 
     - `critic`: `critic(obs, action)`, shape `(ensemble,)`. Gradients flow into it.
-    - all others: as in [`td_target`][shortcutrl.td_target].
+    - `target_critic`: as `critic`; usually its moving average. Its gradient is zero.
+    - `actor`: the policy that chooses the next action, an [`Actor`][shortcutrl.Actor]. Its gradient is zero.
+    - `transition`: one [`Transition`][shortcutrl.Transition].
+    - `noise`: the actor's noise for the next action.
+    - `discount`: $\gamma$, in [0, 1].
+    - `aggregate`: `"min"`, `"mean"`, or a function of the ensemble's vector; of the target only. Static.
 
     **Returns:** the mean over the ensemble, a scalar, and [`TDInfo`][shortcutrl.TDInfo].
 
-    **Raises:** `TypeError` if `transition.action` and `noise` differ in shape or dtype; otherwise as
-    [`td_target`][shortcutrl.td_target].
+    **Raises:** as [`td_target`][shortcutrl.td_target] and [`critic_loss`][shortcutrl.critic_loss].
 
     !!! Example
 
@@ -124,20 +174,51 @@ def td_loss(
         import jax.numpy as jnp
         from shortcutrl import Transition, td_loss
 
-        stay = lambda obs, x, t, h: jnp.zeros_like(x)
         critic = lambda obs, action: jnp.array([3.0, 5.0])
         step = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(0.0), jnp.ones(3))
-        loss, info = td_loss(critic, critic, stay, step, jnp.ones(2), k=1, discount=0.9)
+        loss, info = td_loss(critic, critic, lambda obs, noise: noise, step, jnp.ones(2), discount=0.9)
         assert info.target == 1.0 and loss == (2.0**2 + 4.0**2) / 2
         ```
 
     Source: the critic's objective of SORL ([arXiv 2505.22866](https://arxiv.org/abs/2505.22866)).
     """
-    _checks.action_field("transition.action", transition.action, noise)
-    action, noise = _checks.same_dtype(action=transition.action, noise=noise)
-    target = td_target(
-        target_critic, velocity, transition, noise, k=k, discount=discount, aggregate=aggregate, clip=clip
-    )
-    q = _checks.critic_output(critic(transition.obs, action))
-    mean_q = jnp.mean(q)
-    return jnp.mean(jnp.square(q - target)), TDInfo(mean_q, target, mean_q - target)
+    target = td_target(target_critic, actor, transition, noise, discount=discount, aggregate=aggregate)
+    return critic_loss(critic, transition, target)
+
+
+@typed
+def expectile_loss(value: Value, obs: Obs, q: ScalarLike, *, expectile: ScalarLike) -> Scalar:
+    r"""Fit V to an expectile of Q: $|\tau - 1[q < v]|\,(q - v)^2$ with $v = V_\psi(s)$.
+
+    The minimiser is the `expectile` of q over the dataset's actions: 0.5 is their mean, values towards 1 approach the
+    best of them.
+
+    **Arguments:**
+
+    - `value`: `value(obs)`, a scalar. Gradients flow into it.
+    - `obs`: one observation, any pytree.
+    - `q`: the estimate of Q for the dataset's action, a scalar. Its gradient is zero.
+    - `expectile`: $\tau$, in [0, 1].
+
+    **Returns:** the loss, a scalar.
+
+    **Raises:** `ValueError` for an `expectile` outside [0, 1], or a `value` that is not a scalar.
+
+    !!! Example
+
+        ```python
+        import jax.numpy as jnp
+        from shortcutrl import expectile_loss
+
+        value = lambda obs: jnp.array(1.0)
+        assert jnp.allclose(expectile_loss(value, None, jnp.array(3.0), expectile=0.9), 0.9 * 4.0)
+        assert jnp.allclose(expectile_loss(value, None, jnp.array(-1.0), expectile=0.9), 0.1 * 4.0)
+        ```
+
+    Source: equation 5 of IQL ([arXiv 2110.06169](https://arxiv.org/abs/2110.06169)).
+    """
+    _checks.check_range("expectile", expectile, 0, 1)
+    v = value_of("value", value, obs)
+    difference = jax.lax.stop_gradient(jnp.asarray(q, v.dtype)) - v
+    weight = jnp.abs(jnp.asarray(expectile, v.dtype) - (difference < 0))
+    return weight * jnp.square(difference)

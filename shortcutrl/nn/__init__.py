@@ -1,4 +1,10 @@
-"""Networks that fit the functions: an optional convenience, since any callable of the right shape does."""
+"""Networks that fit the functions: an optional convenience, because any callable of the right shape does."""
 
 from shortcutrl.nn._critic import EnsembleCritic as EnsembleCritic
+from shortcutrl.nn._gaussian import DeterministicPolicy as DeterministicPolicy
+from shortcutrl.nn._gaussian import GaussianPolicy as GaussianPolicy
+from shortcutrl.nn._policy import FlowPolicy as FlowPolicy
+from shortcutrl.nn._policy import OneStepPolicy as OneStepPolicy
 from shortcutrl.nn._policy import ShortcutPolicy as ShortcutPolicy
+from shortcutrl.nn._residual import ResidualDenoiser as ResidualDenoiser
+from shortcutrl.nn._value import Value as Value

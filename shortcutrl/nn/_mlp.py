@@ -1,24 +1,26 @@
 """The multilayer perceptron of the published code."""
 
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from shortcutrl import _checks
+from shortcutrl._types import Integer, Obs, show
 
 
 class MLP(eqx.Module):
     """Hidden layers of linear map, GELU and, if asked, LayerNorm, in this order; then a linear map.
 
-    Not `eqx.nn.MLP`: that has no LayerNorm. Weights are stored as (in, out), so that a batch by `vmap` is one matrix
-    product without a transposition. Products between hidden layers, nearly all of the work, are made in `matmul_dtype`,
-    forwards and backwards. All else stays in the dtype of the input: what an observation says in its small digits is
-    not lost.
+    Not `eqx.nn.MLP`, which has no LayerNorm. Weights are stored as (in, out), so that a batch by `vmap` is one matrix
+    product without a transposition. Products between hidden layers, nearly all of the work, are computed in
+    `matmul_dtype`, forwards and backwards. The rest stays in the dtype of the input, which keeps the small digits of
+    an observation.
     """
 
     weights: tuple[Float[Array, "inputs outputs"], ...]
@@ -31,21 +33,20 @@ class MLP(eqx.Module):
         in_size: int,
         out_size: int,
         *,
-        width: int,
-        depth: int,
+        width: Integer,
+        depth: Integer,
         layer_norm: bool,
-        matmul_dtype: DTypeLike | None,
+        matmul_dtype: Any,
         key: PRNGKeyArray,
     ):
-        if matmul_dtype is not None:
-            _checks.float_dtype("matmul_dtype", matmul_dtype)
+        width, depth = _checks.as_size("width", width), _checks.as_size("depth", depth)
+        self.matmul_dtype = None if matmul_dtype is None else _as_float_dtype("matmul_dtype", matmul_dtype)
         shapes = list(itertools.pairwise([in_size, *[width] * depth, out_size]))
         keys = jax.random.split(key, len(shapes))
         init = jax.nn.initializers.glorot_uniform()
         self.weights = tuple(init(key, shape) for key, shape in zip(keys, shapes, strict=True))
         self.biases = tuple(jnp.zeros(outputs) for _, outputs in shapes)
         self.norms = tuple(eqx.nn.LayerNorm(width, eps=1e-6) for _ in range(depth * layer_norm))
-        self.matmul_dtype = None if matmul_dtype is None else np.dtype(matmul_dtype)
 
     def __call__(self, x: Float[Array, " inputs"]) -> Float[Array, " outputs"]:
         last = len(self.weights) - 1
@@ -59,3 +60,31 @@ class MLP(eqx.Module):
                 x = jax.nn.gelu(x)
                 x = self.norms[i](x) if self.norms else x
         return x
+
+
+def features(encoder: Callable[[Obs], Array] | None, obs: Obs, size: int) -> Float[Array, " obs"]:
+    """The observation as a vector of `size` numbers: by the encoder, or as it is."""
+    vector = obs if encoder is None else encoder(obs)
+    source = "obs" if encoder is None else "encoder"
+    if not isinstance(vector, jax.Array | np.ndarray) or vector.ndim != 1:
+        hint = "For a batch use `jax.vmap`; for anything but a vector pass an `encoder`."
+        raise TypeError(f"`{source}` must give a vector of shape ({size},), got {show(vector)}. {hint}")
+    return as_vector(source, vector, size)
+
+
+def as_vector(name: str, value: Any, size: int) -> Float[Array, " size"]:
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise TypeError(f"`{name}` must be a float array, got {show(value)}. Convert it: `{name}.astype(jnp.float32)`.")
+    if len(value) != size:
+        raise ValueError(f"`{name}` must have shape ({size},), which the network was made for, got {value.shape}.")
+    return jnp.asarray(value)
+
+
+def _as_float_dtype(name: str, dtype: Any) -> np.dtype:
+    try:
+        found = np.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or not jnp.issubdtype(found, jnp.floating):
+        raise ValueError(f"`{name}` must be a floating-point dtype, such as `jnp.bfloat16`, got {show(dtype)}.")
+    return found

@@ -1,34 +1,39 @@
-"""The policy network."""
+"""Policy networks: a shortcut velocity, the velocity of a plain flow, and a one-step policy."""
+
+from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from shortcutrl import _checks
-from shortcutrl._types import ActionLike, ScalarLike, typed
-from shortcutrl.nn._mlp import MLP
+from shortcutrl._types import ActionLike, Integer, Number, Obs, ScalarLike, typed
+from shortcutrl.nn._mlp import MLP, as_vector, features
 
 
 class ShortcutPolicy(eqx.Module):
     r"""A shortcut policy $s_\theta(x, t, h \mid s)$: an MLP on `[obs, x, t, log2(1 / h)]`, unbatched.
 
-    A [`Velocity`][shortcutrl.Velocity] for observations that are vectors. GELU, Glorot-uniform weights, zero biases;
-    with `width=512, depth=4` the network of the published code. Steps below `smallest_step` look alike to it, so
-    `h = 0`, the instantaneous velocity, is an ordinary finite input.
+    A [`Velocity`][shortcutrl.Velocity]. GELU, Glorot-uniform weights, zero biases. With `width=512, depth=4` it is the
+    network of the published code. It does not tell steps below `smallest_step` apart, so `h = 0`, the instantaneous
+    velocity, is an ordinary finite input.
 
     **Arguments:**
 
-    - `obs_size`, `action_size`: the lengths of one observation and of one action.
+    - `obs_size`: the length of one observation, or of what `encoder` returns.
+    - `action_size`: the length of one action.
     - `width`, `depth`: of the hidden layers.
     - `layer_norm`: whether hidden layers end in LayerNorm; not in the published policy.
     - `smallest_step`: the smallest step that it can tell from 0, in (0, 1).
     - `matmul_dtype`: of the matrix products between hidden layers, such as `jnp.bfloat16`, in the backward pass too;
-      parameters and all else keep their dtype. `None` leaves the products as they are. Static.
+      parameters and everything else keep their dtype. `None` leaves the products as they are. Static.
+    - `encoder`: a function, such as an Equinox Module, from one observation to a vector of `obs_size` numbers. Its
+      parameters are trained with the network. `None` for observations that are vectors.
     - `key`: a JAX random key for the initial weights.
 
-    **Raises:** `ValueError` for a size below 1, `smallest_step` outside (0, 1), or a `matmul_dtype` of integers.
+    **Raises:** `ValueError` for a size below 1, `smallest_step` outside (0, 1), or a `matmul_dtype` of integers. When
+    called, for `t` or `h` outside [0, 1] where they are known, and for sizes other than the network's.
 
     !!! Example
 
@@ -40,45 +45,152 @@ class ShortcutPolicy(eqx.Module):
         action = rollout_k(policy, jnp.ones(3), jnp.zeros(2), k=4)
         assert action.shape == (2,)
         ```
+
+    Source: the policy of SORL ([arXiv 2505.22866](https://arxiv.org/abs/2505.22866)).
     """
 
     mlp: MLP
+    encoder: Callable[[Obs], Array] | None
+    obs_size: int = eqx.field(static=True)
     smallest_step: float = eqx.field(static=True)
 
+    @typed
     def __init__(
         self,
-        obs_size: int,
-        action_size: int,
+        obs_size: Integer,
+        action_size: Integer,
         *,
-        width: int = 512,
-        depth: int = 4,
+        width: Integer = 512,
+        depth: Integer = 4,
         layer_norm: bool = False,
-        smallest_step: float = 1 / 256,
-        matmul_dtype: DTypeLike | None = None,
+        smallest_step: Number = 1 / 256,
+        matmul_dtype: Any = None,
+        encoder: Callable[[Obs], Array] | None = None,
         key: PRNGKeyArray,
     ):
-        _checks.sizes(obs_size=obs_size, action_size=action_size, width=width, depth=depth)
         if not 0 < smallest_step < 1:
             raise ValueError(f"`smallest_step` must lie in (0, 1), got {smallest_step}.")
-        self.mlp = MLP(
-            obs_size + action_size + 2,
-            action_size,
-            width=width,
-            depth=depth,
-            layer_norm=layer_norm,
-            matmul_dtype=matmul_dtype,
-            key=key,
-        )
-        self.smallest_step = smallest_step
+        self.obs_size = _checks.as_size("obs_size", obs_size)
+        action_size = _checks.as_size("action_size", action_size)
+        sizes = self.obs_size + action_size + 2, action_size
+        self.mlp = MLP(*sizes, width=width, depth=depth, layer_norm=layer_norm, matmul_dtype=matmul_dtype, key=key)
+        self.encoder = encoder
+        self.smallest_step = float(smallest_step)
 
     @typed
-    def __call__(
-        self, obs: Float[Array | np.ndarray, " obs"], x: ActionLike, t: ScalarLike, h: ScalarLike
-    ) -> Float[Array, " action"]:
-        x = jnp.asarray(x)
-        t, h = jnp.asarray(t, x.dtype), jnp.asarray(h, x.dtype)
-        action_size = self.mlp.weights[-1].shape[1]
-        _checks.input_size("x", x, action_size)
-        _checks.input_size("obs", obs, self.mlp.weights[0].shape[0] - action_size - 2)
+    def __call__(self, obs: Obs, x: ActionLike, t: ScalarLike, h: ScalarLike) -> Float[Array, " action"]:
+        x = as_vector("x", x, self.mlp.weights[-1].shape[1])
+        t, h = _checks.as_times(t, h, x.dtype)
         step = -jnp.log2(jnp.maximum(h, self.smallest_step))
-        return self.mlp(jnp.concatenate([obs, x, t[None], step[None]]))
+        return self.mlp(jnp.concatenate([features(self.encoder, obs, self.obs_size), x, t[None], step[None]]))
+
+
+class FlowPolicy(eqx.Module):
+    r"""The velocity of a plain flow model $v_\theta(x, t \mid s)$: an MLP on `[obs, x, t]`, unbatched.
+
+    A [`Velocity`][shortcutrl.Velocity] that ignores the step `h`: train it by
+    [`flow_matching_loss`][shortcutrl.flow_matching_loss] with `h = 0`, and act by Euler steps,
+    [`rollout_k`][shortcutrl.rollout_k] with `k=10`.
+
+    **Arguments:**
+
+    - `obs_size`, `action_size`, `width`, `depth`, `layer_norm`, `matmul_dtype`, `encoder`, `key`: as in
+      [`ShortcutPolicy`][shortcutrl.nn.ShortcutPolicy].
+
+    **Raises:** as [`ShortcutPolicy`][shortcutrl.nn.ShortcutPolicy].
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import nn, rollout_k
+
+        velocity = nn.FlowPolicy(obs_size=3, action_size=2, width=32, depth=2, key=jax.random.key(0))
+        action = rollout_k(velocity, jnp.ones(3), jnp.zeros(2), k=10)
+        ```
+
+    Source: the behaviour flow of FQL ([arXiv 2502.02538](https://arxiv.org/abs/2502.02538)).
+    """
+
+    mlp: MLP
+    encoder: Callable[[Obs], Array] | None
+    obs_size: int = eqx.field(static=True)
+
+    @typed
+    def __init__(
+        self,
+        obs_size: Integer,
+        action_size: Integer,
+        *,
+        width: Integer = 512,
+        depth: Integer = 4,
+        layer_norm: bool = False,
+        matmul_dtype: Any = None,
+        encoder: Callable[[Obs], Array] | None = None,
+        key: PRNGKeyArray,
+    ):
+        self.obs_size = _checks.as_size("obs_size", obs_size)
+        action_size = _checks.as_size("action_size", action_size)
+        sizes = self.obs_size + action_size + 1, action_size
+        self.mlp = MLP(*sizes, width=width, depth=depth, layer_norm=layer_norm, matmul_dtype=matmul_dtype, key=key)
+        self.encoder = encoder
+
+    @typed
+    def __call__(self, obs: Obs, x: ActionLike, t: ScalarLike, h: ScalarLike = 0.0) -> Float[Array, " action"]:
+        x = as_vector("x", x, self.mlp.weights[-1].shape[1])
+        t, _ = _checks.as_times(t, h, x.dtype)
+        return self.mlp(jnp.concatenate([features(self.encoder, obs, self.obs_size), x, t[None]]))
+
+
+class OneStepPolicy(eqx.Module):
+    r"""A policy that turns noise into an action in one pass, $\mu_\omega(s, z)$: an MLP on `[obs, noise]`, unbatched.
+
+    An [`Actor`][shortcutrl.Actor], whose action is not clipped.
+
+    **Arguments:**
+
+    - `obs_size`, `action_size`, `width`, `depth`, `layer_norm`, `matmul_dtype`, `encoder`, `key`: as in
+      [`ShortcutPolicy`][shortcutrl.nn.ShortcutPolicy].
+
+    **Raises:** as [`ShortcutPolicy`][shortcutrl.nn.ShortcutPolicy].
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import nn
+
+        student = nn.OneStepPolicy(obs_size=3, action_size=2, width=32, depth=2, key=jax.random.key(0))
+        assert student(jnp.ones(3), jnp.zeros(2)).shape == (2,)
+        ```
+
+    Source: the one-step policy of FQL ([arXiv 2502.02538](https://arxiv.org/abs/2502.02538)).
+    """
+
+    mlp: MLP
+    encoder: Callable[[Obs], Array] | None
+    obs_size: int = eqx.field(static=True)
+
+    @typed
+    def __init__(
+        self,
+        obs_size: Integer,
+        action_size: Integer,
+        *,
+        width: Integer = 512,
+        depth: Integer = 4,
+        layer_norm: bool = False,
+        matmul_dtype: Any = None,
+        encoder: Callable[[Obs], Array] | None = None,
+        key: PRNGKeyArray,
+    ):
+        self.obs_size = _checks.as_size("obs_size", obs_size)
+        action_size = _checks.as_size("action_size", action_size)
+        sizes = self.obs_size + action_size, action_size
+        self.mlp = MLP(*sizes, width=width, depth=depth, layer_norm=layer_norm, matmul_dtype=matmul_dtype, key=key)
+        self.encoder = encoder
+
+    @typed
+    def __call__(self, obs: Obs, noise: ActionLike) -> Float[Array, " action"]:
+        noise = as_vector("noise", noise, self.mlp.weights[-1].shape[1])
+        return self.mlp(jnp.concatenate([features(self.encoder, obs, self.obs_size), noise]))

@@ -1,0 +1,97 @@
+"""Call the user's velocities, actors, critics and values, and check what they return."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PRNGKeyArray
+
+from shortcutrl import _checks
+from shortcutrl._types import Action, Actor, Aggregate, Critic, Noise, Obs, Scalar, Value, Velocity, show
+
+
+def velocity_at(name: str, velocity: Velocity, obs: Obs, x: Action, t: Scalar, h: Scalar) -> Action:
+    """The velocity at `x`, in its shape and dtype."""
+    return _as_floats(name, _call(name, velocity, obs, x, t, h), x.shape).astype(x.dtype)
+
+
+def like_x(name: str, function: Callable[..., Array], obs: Obs, x: Action, at: Scalar) -> Action:
+    """`function(obs, x, at)`, in the shape and dtype of `x`."""
+    return _as_floats(name, _call(name, function, obs, x, at), x.shape).astype(x.dtype)
+
+
+def action_of(name: str, actor: Actor, obs: Obs, noise: Noise) -> Action:
+    """The action of one observation, shape `(action,)`."""
+    action = _as_floats(name, _call(name, actor, obs, noise))
+    if action.ndim != 1:
+        raise ValueError(f"`{name}` must return an action of shape (action,), got {action.shape}. {_ONE_INPUT}")
+    return action
+
+
+def ensemble_of(name: str, critic: Critic, obs: Obs, action: Action) -> Array:
+    """Q by each member, shape `(ensemble,)`."""
+    q = _as_floats(name, _call(name, critic, obs, action))
+    if q.ndim != 1 or len(q) == 0:
+        raise ValueError(
+            f"`{name}` must return shape (ensemble,), one estimate of Q for each member, got {q.shape}. For a single "
+            "critic return shape (1,)."
+        )
+    return q
+
+
+def q_of(name: str, critic: Critic, obs: Obs, action: Action, aggregate: Aggregate) -> Scalar:
+    """The ensemble's estimate of Q: its lowest member (pessimistic), its mean, or a function of them."""
+    q = ensemble_of(name, critic, obs, action)
+    if isinstance(aggregate, str):
+        return jnp.min(q) if aggregate == "min" else jnp.mean(q)
+    return _as_floats("aggregate", _call("aggregate", aggregate, q), (), "Reduce the ensemble to one number.")
+
+
+def value_of(name: str, value: Value, obs: Obs) -> Scalar:
+    """V of one observation, a scalar."""
+    return _as_floats(name, _call(name, value, obs), ())
+
+
+def times_of(name: str, times: Callable[..., Any], key: PRNGKeyArray, dtype: Any) -> tuple[Scalar, Scalar]:
+    """The times and steps that a sampler draws."""
+    pair = _call(name, times, key)
+    if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(map(_is_number, pair)):
+        raise TypeError(f"`{name}` must return a pair (t, h) of numbers, got {show(pair)}.")
+    return _checks.as_times(pair[0], pair[1], dtype, source=name)
+
+
+_ONE_INPUT = (
+    "Its input is one unbatched observation: add the batch with `jax.vmap` around the library's function, not inside "
+    "yours."
+)
+
+
+def _call(name: str, function: Callable[..., Any], *args: Any) -> Any:
+    try:
+        return function(*args)
+    except TypeError as error:
+        try:
+            inspect.signature(function).bind(*args)
+        except (TypeError, ValueError) as mismatch:
+            raise TypeError(
+                f"`{name}` cannot be called with {len(args)} positional arguments ({mismatch}). Check the order in "
+                "which you pass functions, and bind options of your own by `functools.partial`."
+            ) from error
+        raise
+
+
+def _as_floats(name: str, value: Any, shape: tuple[int, ...] | None = None, remedy: str = _ONE_INPUT) -> Array:
+    array = isinstance(value, jax.Array | np.ndarray | np.generic) and _checks.is_real(value)
+    if not isinstance(value, float) and not (array and jnp.issubdtype(value.dtype, jnp.floating)):
+        raise TypeError(f"`{name}` must return one float array, got {show(value)}.")
+    if shape is not None and jnp.shape(value) != shape:
+        raise ValueError(f"`{name}` must return shape {shape}, got {jnp.shape(value)}. {remedy}")
+    return jnp.asarray(value)
+
+
+def _is_number(value: Any) -> bool:
+    number = isinstance(value, float | int | jax.Array | np.ndarray | np.generic) and not isinstance(value, bool)
+    return number and jnp.shape(value) == () and _checks.is_real(value)

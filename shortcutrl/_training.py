@@ -1,0 +1,263 @@
+"""What the algorithms share: networks that `jit` can carry, optimizers, moving averages, and checks of their input."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.core import Tracer
+from jaxtyping import Array
+
+from shortcutrl import _checks
+from shortcutrl._call import ensemble_of, q_of, value_of
+from shortcutrl._types import Aggregate, Number, Scalar, Transition, show
+from shortcutrl._value import bellman_target, expectile_loss
+
+
+class Carried(eqx.Module):
+    """A network with leaves that are not arrays, such as activation functions, in a form that `jit` can carry."""
+
+    arrays: list[Array | None]
+    static: Any = eqx.field(static=True)
+
+    def __call__(self, *args, **kwargs):
+        leaves, structure = self.static
+        merged = [leaf if array is None else array for array, leaf in zip(self.arrays, leaves, strict=True)]
+        return jax.tree.unflatten(structure, merged)(*args, **kwargs)
+
+
+def as_carried(name: str, network: Any) -> Any:
+    """A copy of a network for a state: with its own arrays, so that the state may be donated."""
+    if not callable(network):
+        raise TypeError(f"`{name}` must be a callable pytree, such as an Equinox Module, got {show(network)}.")
+    leaves, structure = jax.tree.flatten(network)
+    arrays = [leaf for leaf in leaves if eqx.is_array_like(leaf) and isinstance(leaf, jax.Array | np.ndarray)]
+    floats = [leaf for leaf in arrays if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    if not floats:
+        raise ValueError(f"`{name}` has no parameters to train: pass a pytree of arrays that is callable.")
+    for leaf in floats:
+        if jnp.finfo(leaf.dtype).bits < 32:
+            raise ValueError(
+                f"`{name}` has parameters of {leaf.dtype}, in which small updates and moving averages are lost. Keep "
+                "them in float32; for faster products pass `matmul_dtype` to the networks of `nn`."
+            )
+    if len(arrays) == len(leaves):
+        return jax.tree.map(jnp.copy, network)
+    split = [(jnp.copy(leaf), None) if eqx.is_array(leaf) else (None, leaf) for leaf in map(_as_jax, leaves)]
+    return Carried([array for array, _ in split], (tuple(leaf for _, leaf in split), structure))
+
+
+def _as_jax(leaf: Any) -> Any:
+    return jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
+
+
+def as_group(kind: Any, name: str, values: Any) -> Any:
+    """One value for each network, such as `Networks(policy, critic)`; any tuple or list of that length."""
+    fields = kind._fields
+    if (
+        not isinstance(values, tuple | list)
+        or len(values) != len(fields)
+        or getattr(values, "_fields", fields) != fields
+    ):
+        raise TypeError(f"`{name}` must be ({', '.join(fields)}), one for each network, got {show(values)}.")
+    return kind(*values)
+
+
+def parameters(network: Any) -> Any:
+    """What optimizers see: the network as the user made it, with `None` for all but the floating-point arrays."""
+    arrays = eqx.filter(network, eqx.is_inexact_array)
+    return jax.tree.unflatten(network.static[1], arrays.arrays) if isinstance(network, Carried) else arrays
+
+
+def _apply(updates: Any, network: Any) -> Any:
+    """The network after an update of its `parameters`."""
+    if isinstance(network, Carried):
+        updates = Carried(network.static[1].flatten_up_to(updates), network.static)
+    return eqx.apply_updates(network, updates)
+
+
+def start(kind: Any, networks: Any, optimizers: Any) -> tuple[Any, list[optax.OptState]]:
+    """Copies of the networks, and a fresh state of each optimizer."""
+    networks, optimizers = as_group(kind, "networks", networks), _as_optimizers(kind, optimizers)
+    carried = kind(*(as_carried(f"networks.{name}", value) for name, value in networks._asdict().items()))
+    return carried, [_init_optimizer(*each) for each in zip(kind._fields, optimizers, carried, strict=True)]
+
+
+def step(kind: Any, state: Any, optimizers: Any, **grads: Any) -> Any:
+    """One step of the optimizer of each network that has gradients, by name: the state with both replaced."""
+    optimizers = _as_optimizers(kind, optimizers)
+    for name, grad in grads.items():
+        optimizer, network = getattr(optimizers, name), getattr(state, name)
+        opt_state = getattr(state, f"{name}_opt_state")
+        params = parameters(network)
+        if jax.tree.structure(jax.eval_shape(optimizer.init, params)) != jax.tree.structure(opt_state):
+            raise ValueError(
+                f"`state.{name}_opt_state` belongs to another optimizer than `optimizers.{name}`: pass the optimizers "
+                "that the state was made with by `init`."
+            )
+        updates, opt_state = optimizer.update(parameters(grad), opt_state, params)
+        state = state._replace(**{name: _apply(updates, network), f"{name}_opt_state": opt_state})
+    return state
+
+
+def _as_optimizers(kind: Any, optimizers: Any) -> Any:
+    group = as_group(kind, "optimizers", optimizers)
+    for name, optimizer in group._asdict().items():
+        if not isinstance(optimizer, optax.GradientTransformation):
+            raise TypeError(
+                f"`optimizers.{name}` must be an optax transformation, got {show(optimizer)}. Pass one for each "
+                "network, even if they are the same."
+            )
+    return group
+
+
+def _init_optimizer(name: str, optimizer: optax.GradientTransformation, network: Any) -> optax.OptState:
+    """A fresh state, if the optimizer needs no more than gradients and parameters."""
+    params = parameters(network)
+    try:
+        state = optimizer.init(params)
+        jax.eval_shape(optimizer.update, params, state, params)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(
+            f"`optimizers.{name}` is not supported, because it fails on gradients and parameters alone ({reason}). "
+            "Optimizers that need the loss (`lbfgs`, `reduce_on_plateau`) or pairs of parameters (`lookahead`) cannot "
+            "be used. `multi_transform` and `masked` work with a function of the parameters that returns the tree of "
+            "labels or of the mask."
+        ) from error
+    return jax.tree.map(jnp.copy, state)
+
+
+learn = partial(eqx.filter_value_and_grad, has_aux=True)
+"""`loss(network, ...) -> (loss, aux)` to `((loss, aux), gradients)`."""
+
+
+def average(state: Any, tau: Number) -> Any:
+    """Move each `target_x` of a state towards its `x`: `target + tau (online - target)`."""
+    targets = [name for name in state._fields if name.startswith("target_")]
+    return state._replace(
+        **{name: _polyak(getattr(state, name.removeprefix("target_")), getattr(state, name), tau) for name in targets}
+    )
+
+
+def _polyak(online: Any, target: Any, tau: Number) -> Any:
+    new, static = eqx.partition(online, eqx.is_inexact_array)
+    old = eqx.filter(target, eqx.is_inexact_array)
+    return eqx.combine(optax.incremental_update(new, old, float(tau)), static)
+
+
+def normalized(loss: Scalar, q: Array) -> Scalar:
+    """The loss divided by the batch's mean |Q|, without a gradient into the divisor."""
+    size = jax.lax.stop_gradient(jnp.abs(q).mean())
+    return loss / jnp.where(size > 0, size, 1.0)  # a critic may start at zero
+
+
+def q_of_data(name: str, critic: Any, batch: Transition, aggregate: Aggregate) -> Array:
+    """The aggregated Q of each of the batch's actions."""
+    return jax.vmap(partial(q_of, name, critic, aggregate=aggregate))(batch.obs, jnp.asarray(batch.action))
+
+
+def v_of_data(name: str, value: Any, obs: Any) -> Array:
+    """V of each observation of a batch."""
+    return jax.vmap(partial(value_of, name, value))(obs)
+
+
+def fit_value(
+    value: Any, critic: Any, batch: Transition, *, expectile: Number, aggregate: Aggregate = "min"
+) -> tuple[Scalar, Scalar]:
+    """The batch's mean of `expectile_loss` for Q of the batch's actions by a target critic, and the mean V."""
+    q = q_of_data("state.target_critic", critic, batch, aggregate)
+    v = v_of_data("value", value, batch.obs)
+    losses = jax.vmap(lambda v, q: expectile_loss(lambda _: v, None, q, expectile=expectile))(v, q)
+    return losses.mean(), v.mean()
+
+
+def fit_critic(critic: Any, value: Any, batch: Transition, *, discount: Number) -> tuple[Scalar, Scalar]:
+    """The squares of Q against `r + discount * mask * V(s')`, and the mean Q.
+
+    A sum over the ensemble and a mean over the batch, as in the published code of IQL.
+    """
+    next_v = v_of_data("state.value", value, batch.next_obs)
+    target = jax.vmap(partial(bellman_target, discount=discount))(batch, next_v)
+    q = jax.vmap(partial(ensemble_of, "critic", critic))(batch.obs, jnp.asarray(batch.action))
+    return jnp.square(q - target[:, None].astype(q.dtype)).sum(axis=1).mean(), q.mean()
+
+
+def check_batch(batch: Transition) -> None:
+    """A batch has one leading axis in each array, and the ranks of a batch of transitions."""
+    for name in ("action", "reward", "mask"):
+        value, rank = getattr(batch, name), 2 if name == "action" else 1
+        if not isinstance(value, jax.Array | np.ndarray) or value.ndim != rank:
+            shape = "(batch, action)" if rank == 2 else "(batch,)"
+            raise ValueError(f"`batch.{name}` must have shape {shape}, got {show(value)}.")
+    if not jnp.issubdtype(batch.action.dtype, jnp.floating):
+        raise TypeError(f"`batch.action` is {batch.action.dtype}. Convert it: actions are floats.")
+    _checks.check_leading_axis("batch", batch)
+
+
+def sizes_of(example: Transition, encoder: Callable[[Any], Array] | None) -> tuple[int, int]:
+    """The sizes that networks are made for: of an observation, encoded if there is an encoder, and of an action."""
+    action = example.action
+    obs = example.obs if action.ndim == 1 else jax.tree.map(lambda x: x[0], example.obs)
+    if encoder is not None:
+        obs = eqx.filter_eval_shape(encoder, obs)
+    if not isinstance(obs, jax.Array | np.ndarray | jax.ShapeDtypeStruct) or obs.ndim != 1:
+        raise ValueError(
+            f"`example.obs` must be vectors, got {show(obs) if encoder is None else obs}. Pass an `encoder` that turns "
+            "one observation into a vector."
+        )
+    return len(obs) if encoder is None else obs.shape[0], action.shape[-1]
+
+
+def validate(
+    config: Any, *, non_negative: Sequence[str] = (), sizes: Sequence[str] = (), fractions: Sequence[str] = ()
+) -> None:
+    """Make a frozen Config plain data (Python numbers, tuples) and check its fields. For `__post_init__`."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, tuple | list):
+            value = tuple(each.item() if isinstance(each, np.generic) else each for each in value)
+        object.__setattr__(config, field.name, value.item() if isinstance(value, np.generic) else value)
+    for name in non_negative:
+        _checks.check_range(name, getattr(config, name), 0, float("inf"))
+    for name in sizes:
+        _checks.as_size(name, getattr(config, name))
+    for name in (*fractions, "discount", "tau"):
+        if hasattr(config, name):  # behaviour cloning has no discount and no tau
+            _checks.check_range(name, getattr(config, name), 0, 1, open_low=name == "tau")
+    if config.clip is not None and not (len(config.clip) == 2 and config.clip[0] < config.clip[1]):
+        raise ValueError(
+            f"`clip` must be (low, high) with low < high, such as (-1.0, 1.0), or None, got {config.clip}."
+        )
+
+
+def at_drawn(
+    loss: Callable[[Any, int], tuple[Scalar, Scalar]], network: Any, name: str, value: Any, allowed: list[int]
+):
+    """`loss(network, value)` for a value that may be traced, one of `allowed`, differentiable in the network.
+
+    The gradient is computed inside the branch: differentiating through the switch would keep the intermediate values
+    of every branch.
+    """
+    _checks.check_one_of(name, value, allowed)
+    if not isinstance(value, Tracer):
+        return loss(network, int(value))
+    params, static = eqx.partition(network, eqx.is_inexact_array)
+    branches = [lambda params, each=each: loss(eqx.combine(params, static), each) for each in allowed]
+    gradients = [jax.value_and_grad(branch, has_aux=True) for branch in branches]
+    index = jnp.searchsorted(jnp.array(allowed), value)
+
+    @jax.custom_vjp
+    def switch(params):
+        return jax.lax.switch(index, branches, params)
+
+    def backward(grads, cotangents):
+        return (jax.tree.map(lambda grad: cotangents[0] * grad, grads),)
+
+    switch.defvjp(lambda params: jax.lax.switch(index, gradients, params), backward)
+    return switch(params)

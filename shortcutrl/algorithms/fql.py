@@ -1,0 +1,352 @@
+"""FQL: a flow imitates the dataset; a one-step student imitates the flow and maximises Q.
+
+Source: flow Q-learning ([arXiv 2502.02538](https://arxiv.org/abs/2502.02538)).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PRNGKeyArray
+
+from shortcutrl import _training, nn
+from shortcutrl._actors import clipped
+from shortcutrl._flow import flow_matching_loss
+from shortcutrl._improve import distill_loss, q_loss
+from shortcutrl._step import rollout_k
+from shortcutrl._types import Actor, Integer, Number, Scalar, Transition, typed
+from shortcutrl._value import td_loss
+
+
+class Networks(NamedTuple):
+    """One entry for each network: the networks of [`init`][shortcutrl.fql.init], or their optimizers.
+
+    - `flow`: a [`Velocity`][shortcutrl.Velocity] that imitates the dataset.
+    - `student`: an [`Actor`][shortcutrl.Actor] of noise of shape `(action,)`.
+    - `critic`: a [`Critic`][shortcutrl.Critic].
+    """
+
+    flow: Any
+    student: Any
+    critic: Any
+
+
+OPTIMIZERS = Networks(*[optax.adam(3e-4)] * 3)
+"""The published optimizers: Adam with learning rate 3e-4."""
+
+
+@typed
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The hyperparameters of FQL, validated when constructed; the defaults are the published ones. Plain data.
+
+    - `alpha`: the weight of distillation against Q, non-negative. Tune it for each environment (published: 10 to 1000).
+    - `flow_steps`: the Euler steps of the flow that the student imitates.
+    - `discount`: γ, in [0, 1].
+    - `aggregate`: `"min"` or `"mean"` of the target critics in the TD target. The student always maximises the mean.
+    - `normalize_q`: whether to divide the Q loss by the batch's mean |Q|.
+    - `tau`: how far the target critic moves at each update, in (0, 1].
+    - `clip`: the range of actions, (low, high), or `None`.
+
+    !!! Example
+
+        ```python
+        from shortcutrl import fql
+
+        config = fql.Config(alpha=300.0)
+        ```
+    """
+
+    alpha: Number = 10.0
+    flow_steps: Integer = 10
+    discount: Number = 0.99
+    aggregate: Literal["min", "mean"] = "mean"
+    normalize_q: bool = False
+    tau: Number = 0.005
+    clip: tuple[Number, Number] | list[Number] | None = (-1.0, 1.0)
+
+    def __post_init__(self):
+        _training.validate(self, non_negative=["alpha"], sizes=["flow_steps"])
+
+
+class State(NamedTuple):
+    """All that an update changes.
+
+    - `flow`, `student`, `critic`: the networks. The agent acts with the student.
+    - `target_critic`: the moving average of the critic, for the TD target.
+    - `flow_opt_state`, `student_opt_state`, `critic_opt_state`: the states of the optimizers.
+    """
+
+    flow: Any
+    student: Any
+    critic: Any
+    target_critic: Any
+    flow_opt_state: optax.OptState
+    student_opt_state: optax.OptState
+    critic_opt_state: optax.OptState
+
+
+class Draws(NamedTuple):
+    """All the randomness of one update; arrays with the batch as their leading axis.
+
+    - `td_noise`, `noise`: of the student in the TD target and in its own loss, shape `(batch, action)`.
+    - `flow_noise`, `flow_t`: of flow matching, shapes `(batch, action)` and `(batch,)`.
+    """
+
+    td_noise: Array
+    noise: Array
+    flow_noise: Array
+    flow_t: Array
+
+
+class Info(NamedTuple):
+    """What one update saw, each a scalar; means over the batch.
+
+    - `td`: the critic's loss.
+    - `q`: the ensemble's mean Q of the dataset's actions.
+    - `flow_matching`, `distillation`: the losses of the flow and of the student, before weighting.
+    - `q_loss`: minus the mean Q of the student's actions, before normalising.
+    """
+
+    td: Scalar
+    q: Scalar
+    flow_matching: Scalar
+    distillation: Scalar
+    q_loss: Scalar
+
+
+@typed
+def networks(
+    example: Transition,
+    *,
+    width: Integer = 512,
+    depth: Integer = 4,
+    encoder: Callable[[Any], Array] | None = None,
+    key: PRNGKeyArray,
+) -> Networks:
+    """Make the published networks: MLPs with GELU, LayerNorm in the critic, two critics.
+
+    **Arguments:**
+
+    - `example`: a transition or a batch of them, of the sizes to come.
+    - `width`, `depth`: of the hidden layers.
+    - `encoder`: from one observation to a vector; each network trains a copy. `None` for vectors.
+    - `key`: a JAX random key.
+
+    **Returns:** [`Networks`][shortcutrl.fql.Networks]. Any other callable pytrees can take their place.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, fql
+
+        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
+        flow, student, critic = fql.networks(example, width=32, depth=2, key=jax.random.key(0))
+        ```
+    """
+    sizes = _training.sizes_of(example, encoder)
+    shape: dict[str, Any] = {"width": width, "depth": depth, "encoder": encoder}
+    makers = nn.FlowPolicy, nn.OneStepPolicy, nn.EnsembleCritic
+    keys = jax.random.split(key, len(makers))
+    return Networks(*(make(*sizes, **shape, key=key) for make, key in zip(makers, keys, strict=True)))
+
+
+@typed
+def init(networks: tuple | list, *, config: Config, optimizers: tuple | list) -> State:
+    """Start training: copies of the networks, the critic's average equal to it, fresh optimizer states.
+
+    **Arguments:**
+
+    - `networks`: [`Networks`][shortcutrl.fql.Networks]: callable pytrees, such as Equinox Modules, with any leaves.
+    - `config`: static.
+    - `optimizers`: [`Networks`][shortcutrl.fql.Networks] of optax transformations.
+
+    **Returns:** the [`State`][shortcutrl.fql.State]. It shares no array with `networks`, so it may be donated.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, fql
+
+        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
+        networks = fql.networks(example, width=32, depth=2, key=jax.random.key(0))
+        state = fql.init(networks, config=fql.Config(), optimizers=fql.OPTIMIZERS)
+        ```
+    """
+    nets, opt_states = _training.start(Networks, networks, optimizers)
+    flow, student, critic = nets
+    return State(flow, student, critic, jax.tree.map(jnp.copy, critic), *opt_states)
+
+
+@typed
+def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
+    """Draw the noise and the times of one update.
+
+    **Arguments:**
+
+    - `key`: a JAX random key.
+    - `batch`: transitions with one leading axis.
+
+    **Returns:** [`Draws`][shortcutrl.fql.Draws].
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, fql
+
+        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
+        assert fql.draw(jax.random.key(0), batch).flow_t.shape == (8,)
+        ```
+    """
+    noise_key, t_key = jax.random.split(key)
+    td_noise, noise, flow_noise = jax.random.normal(noise_key, (3, *batch.action.shape), batch.action.dtype)
+    return Draws(td_noise, noise, flow_noise, jax.random.uniform(t_key, batch.action.shape[:1], batch.action.dtype))
+
+
+@typed
+def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, config: Config) -> tuple[Scalar, Scalar]:
+    r"""Compute the TD loss of a batch: the mean of [`td_loss`][shortcutrl.td_loss] with the student's next actions.
+
+    **Arguments:**
+
+    - `critic`: the critic that learns. Gradients flow into it alone.
+    - `state`: its `student` chooses the next actions, its `target_critic` evaluates them.
+    - `batch`: transitions with one leading axis.
+    - `draws`: from [`draw`][shortcutrl.fql.draw].
+    - `config`: static.
+
+    **Returns:** the loss and the mean Q of the dataset's actions, scalars.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, fql
+
+        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
+        config, key = fql.Config(), jax.random.key(0)
+        networks = fql.networks(batch, width=32, depth=2, key=key)
+        state = fql.init(networks, config=config, optimizers=fql.OPTIMIZERS)
+        loss, q = fql.critic_loss(state.critic, state, batch, fql.draw(key, batch), config=config)
+        ```
+    """
+    student = partial(clipped, state.student, clip=config.clip)
+    options = {"discount": config.discount, "aggregate": config.aggregate}
+    losses, info = jax.vmap(partial(td_loss, critic, state.target_critic, student, **options))(batch, draws.td_noise)
+    return losses.mean(), info.q.mean()
+
+
+@typed
+def policy_loss(
+    policy: tuple, state: State, batch: Transition, draws: Draws, *, config: Config
+) -> tuple[Scalar, tuple[Scalar, Scalar, Scalar]]:
+    r"""Compute $L_\text{flow matching} + \alpha L_\text{distillation} + L_Q$ of a batch.
+
+    **Arguments:**
+
+    - `policy`: the pair (flow, student). The first term trains the flow alone, the others the student alone.
+    - `state`: its `critic` evaluates the student's actions.
+    - `batch`, `draws`, `config`: as in [`critic_loss`][shortcutrl.fql.critic_loss].
+
+    **Returns:** the loss, and the flow matching, distillation and Q losses before weighting; scalars.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, fql
+
+        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
+        config, key = fql.Config(), jax.random.key(0)
+        networks = fql.networks(batch, width=32, depth=2, key=key)
+        state = fql.init(networks, config=config, optimizers=fql.OPTIMIZERS)
+        policy = state.flow, state.student
+        loss, terms = fql.policy_loss(policy, state, batch, fql.draw(key, batch), config=config)
+        ```
+    """
+    flow, student = policy
+    match = partial(flow_matching_loss, flow, h=0.0)
+    flow_matching = jax.vmap(match)(batch.obs, batch.action, draws.flow_noise, draws.flow_t).mean()
+    teacher = partial(rollout_k, flow, k=config.flow_steps, clip=config.clip)
+    distillation = jax.vmap(partial(distill_loss, student, teacher))(batch.obs, draws.noise).mean()
+    improve = partial(q_loss, partial(clipped, student, clip=config.clip), jax.lax.stop_gradient(state.critic))
+    losses, info = jax.vmap(improve)(batch.obs, draws.noise)
+    minus_q = losses.mean()
+    q_term = _training.normalized(minus_q, info.q) if config.normalize_q else minus_q
+    return flow_matching + config.alpha * distillation + q_term, (flow_matching, distillation, minus_q)
+
+
+@typed
+def update(
+    state: State, batch: Transition, *, config: Config, optimizers: tuple | list, key: PRNGKeyArray
+) -> tuple[State, Info]:
+    """Make one gradient step of all three networks on one batch, then move the target critic.
+
+    Pure and not jitted: wrap it in `jax.jit`, scan it over steps, `vmap` it over agents.
+
+    **Arguments:**
+
+    - `state`: from [`init`][shortcutrl.fql.init] or the update before.
+    - `batch`: a [`Transition`][shortcutrl.Transition] with one leading axis.
+    - `config`: static.
+    - `optimizers`: those that the state was made with.
+    - `key`: a JAX random key, a new one for each update.
+
+    **Returns:** the new state and [`Info`][shortcutrl.fql.Info].
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from functools import partial
+        from shortcutrl import Transition, fql
+
+        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
+        options = {"config": fql.Config(), "optimizers": fql.OPTIMIZERS}
+        state = fql.init(fql.networks(batch, width=32, depth=2, key=jax.random.key(0)), **options)
+        state, info = jax.jit(partial(fql.update, **options))(state, batch, key=jax.random.key(1))
+        ```
+    """
+    _training.check_batch(batch)
+    draws = draw(key, batch)
+    (td, q), critic_grads = _training.learn(critic_loss)(state.critic, state, batch, draws, config=config)
+    (_, terms), policy_grads = _training.learn(policy_loss)(
+        (state.flow, state.student), state, batch, draws, config=config
+    )
+    flow_grads, student_grads = policy_grads
+    state = _training.step(Networks, state, optimizers, flow=flow_grads, student=student_grads, critic=critic_grads)
+    return _training.average(state, config.tau), Info(td, q, *terms)
+
+
+@typed
+def actor(state: State, *, config: Config) -> Actor:
+    """Act with the student: one pass, clipped.
+
+    **Arguments:**
+
+    - `state`: from [`update`][shortcutrl.fql.update].
+    - `config`: of the training.
+
+    **Returns:** an [`Actor`][shortcutrl.Actor] of noise of shape `(action,)`, a pytree.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, fql
+
+        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
+        networks = fql.networks(example, width=32, depth=2, key=jax.random.key(0))
+        state = fql.init(networks, config=fql.Config(), optimizers=fql.OPTIMIZERS)
+        assert fql.actor(state, config=fql.Config())(example.obs, jnp.zeros(2)).shape == (2,)
+        ```
+    """
+    return eqx.Partial(clipped, state.student, clip=config.clip)

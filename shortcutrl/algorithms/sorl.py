@@ -1,0 +1,436 @@
+"""SORL: a shortcut policy, trained to imitate the dataset and to maximise Q through its jumps.
+
+Source: algorithm 1 of SORL ([arXiv 2505.22866](https://arxiv.org/abs/2505.22866)).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int, PRNGKeyArray
+
+from shortcutrl import _checks, _training, nn
+from shortcutrl._flow import flow_matching_loss, self_consistency_loss
+from shortcutrl._improve import q_loss
+from shortcutrl._path import draw_flow_matching, draw_self_consistency
+from shortcutrl._select import best_of_n
+from shortcutrl._step import rollout_k
+from shortcutrl._types import Actor, Integer, Number, Scalar, Transition, typed
+from shortcutrl._value import td_loss
+
+
+class Networks(NamedTuple):
+    """One entry for each network: the networks of [`init`][shortcutrl.sorl.init], or their optimizers.
+
+    - `policy`: a [`Velocity`][shortcutrl.Velocity].
+    - `critic`: a [`Critic`][shortcutrl.Critic]; called with `k=` if `condition_critic_on_k`.
+    """
+
+    policy: Any
+    critic: Any
+
+
+OPTIMIZERS = Networks(*[optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-4))] * 2)
+"""The published optimizers: Adam with learning rate 1e-4, after clipping the gradient to norm 1."""
+
+
+@typed
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The hyperparameters of SORL, validated when constructed; the defaults are the published ones.
+
+    Plain data: hashable (a static argument of `jax.jit`), picklable, and `Config(**json.loads(json.dumps(
+    dataclasses.asdict(config))))` is equal to `config`.
+
+    - `num_steps`: M, the largest number of jumps that the policy learns, a power of two. Flow matching trains jumps of
+      1/M.
+    - `max_jumps`: M_BTT, the largest number of jumps that Q is maximised through, a power of two of at most
+      `num_steps`. Each update draws k from 1, 2, 4, ..., `max_jumps`: once for the TD target, once for the policy.
+    - `discount`: γ, in [0, 1].
+    - `aggregate`: `"min"` or `"mean"` of the target critics in the TD target. The policy always maximises the mean.
+    - `flow_matching_weight`, `self_consistency_weight`, `q_weight`: of the terms of the policy's loss, non-negative.
+      Tune `q_weight` for each environment (published: 10 to 500); 0 is behaviour cloning.
+    - `normalize_q`: whether to divide the Q loss by the batch's mean |Q|, which makes `q_weight` independent of the
+      scale of rewards.
+    - `condition_critic_on_k`: whether the critic sees the number of jumps, as `critic(obs, action, k=k)`.
+    - `tau`: how far the target networks move at each update, in (0, 1].
+    - `clip`: the range of actions, (low, high), or `None`.
+    - `remat`: whether to compute each jump again in the backward pass, as in [`rollout_k`][shortcutrl.rollout_k].
+
+    !!! Example
+
+        ```python
+        from shortcutrl import sorl
+
+        config = sorl.Config(q_weight=50.0, max_jumps=4)
+        ```
+    """
+
+    num_steps: Integer = 8
+    max_jumps: Integer = 8
+    discount: Number = 0.99
+    aggregate: Literal["min", "mean"] = "mean"
+    flow_matching_weight: Number = 10.0
+    self_consistency_weight: Number = 10.0
+    q_weight: Number = 100.0
+    normalize_q: bool = True
+    condition_critic_on_k: bool = True
+    tau: Number = 0.005
+    clip: tuple[Number, Number] | list[Number] | None = (-1.0, 1.0)
+    remat: bool = False
+
+    def __post_init__(self):
+        _training.validate(self, non_negative=["flow_matching_weight", "self_consistency_weight", "q_weight"])
+        _checks.as_power_of_two("num_steps", self.num_steps)
+        if _checks.as_power_of_two("max_jumps", self.max_jumps) > self.num_steps:
+            raise ValueError(f"`max_jumps` must be at most `num_steps` = {self.num_steps}, got {self.max_jumps}.")
+
+    @property
+    def jumps(self) -> list[int]:
+        """The numbers of jumps that Q is maximised through: 1, 2, 4, ..., `max_jumps`."""
+        return [2**i for i in range(int(self.max_jumps).bit_length())]
+
+
+class State(NamedTuple):
+    """All that an update changes.
+
+    - `policy`, `critic`: the networks.
+    - `target_policy`, `target_critic`: their moving averages: the teacher of self-consistency, and the critic of the TD
+      target. The agent acts with them.
+    - `policy_opt_state`, `critic_opt_state`: the states of the optimizers.
+    """
+
+    policy: Any
+    critic: Any
+    target_policy: Any
+    target_critic: Any
+    policy_opt_state: optax.OptState
+    critic_opt_state: optax.OptState
+
+
+class Draws(NamedTuple):
+    """All the randomness of one update; arrays with the batch as their leading axis, but for the numbers of jumps.
+
+    - `td_k`, `q_k`: the numbers of jumps of the TD target and of the policy's improvement, integers.
+    - `td_noise`, `q_noise`: of the actions in the TD target and in the policy's improvement, shape `(batch, action)`.
+    - `flow_noise`, `flow_t`: of flow matching, shapes `(batch, action)` and `(batch,)`.
+    - `consistency_noise`, `consistency_times`: of self-consistency; the latter (t, h), both of shape `(batch,)`.
+    """
+
+    td_k: int | Int[Array, ""]
+    q_k: int | Int[Array, ""]
+    td_noise: Array
+    q_noise: Array
+    flow_noise: Array
+    flow_t: Array
+    consistency_noise: Array
+    consistency_times: tuple[Array, Array]
+
+
+class Info(NamedTuple):
+    """What one update saw, each a scalar; losses and values are means over the batch.
+
+    - `td`: the critic's loss.
+    - `q`: the ensemble's mean Q of the dataset's actions.
+    - `q_loss`: minus the mean Q of the policy's actions, before weighting and normalising.
+    - `flow_matching`, `self_consistency`: the policy's regularisers, before weighting.
+    - `policy_grad_norm`, `critic_grad_norm`: of the gradients, before the optimizer changes them.
+    """
+
+    td: Scalar
+    q: Scalar
+    q_loss: Scalar
+    flow_matching: Scalar
+    self_consistency: Scalar
+    policy_grad_norm: Scalar
+    critic_grad_norm: Scalar
+
+
+@typed
+def networks(
+    example: Transition,
+    *,
+    width: Integer = 512,
+    depth: Integer = 4,
+    encoder: Callable[[Any], Array] | None = None,
+    condition_critic_on_k: bool = True,
+    key: PRNGKeyArray,
+) -> Networks:
+    """Make the published networks: MLPs with GELU, LayerNorm in the critic, two critics.
+
+    **Arguments:**
+
+    - `example`: a transition or a batch of them, of the sizes to come.
+    - `width`, `depth`: of the hidden layers.
+    - `encoder`: from one observation to a vector; policy and critic each train a copy. `None` for vectors.
+    - `condition_critic_on_k`: as in [`Config`][shortcutrl.sorl.Config].
+    - `key`: a JAX random key.
+
+    **Returns:** [`Networks`][shortcutrl.sorl.Networks]. Any other pair of callable pytrees can take its place.
+
+    **Raises:** `ValueError` for a size below 1, or for observations that are not vectors without an `encoder`.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, sorl
+
+        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
+        policy, critic = sorl.networks(example, width=32, depth=2, key=jax.random.key(0))
+        ```
+    """
+    sizes = _training.sizes_of(example, encoder)
+    policy_key, critic_key = jax.random.split(key)
+    shape: dict[str, Any] = {"width": width, "depth": depth, "encoder": encoder}
+    critic = nn.EnsembleCritic(*sizes, **shape, condition_on_k=condition_critic_on_k, key=critic_key)
+    return Networks(nn.ShortcutPolicy(*sizes, **shape, key=policy_key), critic)
+
+
+@typed
+def init(networks: tuple | list, *, config: Config, optimizers: tuple | list) -> State:
+    """Start training: copies of the networks, their averages equal to them, fresh optimizer states.
+
+    **Arguments:**
+
+    - `networks`: [`Networks`][shortcutrl.sorl.Networks]: callable pytrees, such as Equinox Modules, with any leaves.
+    - `config`: static.
+    - `optimizers`: [`Networks`][shortcutrl.sorl.Networks] of optax transformations, such as
+      [`OPTIMIZERS`][shortcutrl.sorl.OPTIMIZERS].
+
+    **Returns:** the [`State`][shortcutrl.sorl.State]. It shares no array with `networks`, so it may be donated.
+
+    **Raises:** `ValueError` for a network without parameters or with parameters of fewer than 32 bits, and for an
+    optimizer that needs more than gradients and parameters.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, sorl
+
+        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
+        networks = sorl.networks(example, width=32, depth=2, key=jax.random.key(0))
+        state = sorl.init(networks, config=sorl.Config(q_weight=10.0), optimizers=sorl.OPTIMIZERS)
+        ```
+    """
+    nets, opt_states = _training.start(Networks, networks, optimizers)
+    return State(*nets, *jax.tree.map(jnp.copy, nets), *opt_states)
+
+
+@typed
+def draw(key: PRNGKeyArray, batch: Transition, *, config: Config, jumps_key: PRNGKeyArray | None = None) -> Draws:
+    """Draw the numbers of jumps, each uniform on 1, 2, 4, ..., `config.max_jumps`, the noise and the times.
+
+    **Arguments:**
+
+    - `key`: a JAX random key.
+    - `batch`: transitions with one leading axis.
+    - `config`: static.
+    - `jumps_key`: of the numbers of jumps, by default made from `key`.
+
+    **Returns:** [`Draws`][shortcutrl.sorl.Draws].
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, sorl
+
+        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
+        draws = sorl.draw(jax.random.key(0), batch, config=sorl.Config(max_jumps=1))
+        assert draws.td_k == draws.q_k == 1 and draws.flow_t.shape == (8,)
+        ```
+    """
+    own_key, noise_key, flow_key, consistency_key = jax.random.split(key, 4)
+    td_k, q_k = jax.random.choice(own_key if jumps_key is None else jumps_key, jnp.array(config.jumps), (2,))
+    td_noise, q_noise, flow_noise, noise = jax.random.normal(noise_key, (4, *batch.action.shape), batch.action.dtype)
+    shape = batch.action.shape[:1]
+    flow_t, _ = draw_flow_matching(flow_key, num_steps=config.num_steps, shape=shape)
+    times = draw_self_consistency(consistency_key, num_steps=max(config.num_steps, 2), shape=shape)  # not used if M = 1
+    return Draws(td_k, q_k, td_noise, q_noise, flow_noise, flow_t, noise, times)
+
+
+@typed
+def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, config: Config) -> tuple[Scalar, Scalar]:
+    r"""Compute the TD loss of a batch: the mean of [`td_loss`][shortcutrl.td_loss], next actions by `td_k` jumps.
+
+    **Arguments:**
+
+    - `critic`: the critic that learns. Gradients flow into it alone.
+    - `state`: its `policy` chooses the next actions, its `target_critic` evaluates them.
+    - `batch`: transitions with one leading axis.
+    - `draws`: from [`draw`][shortcutrl.sorl.draw].
+    - `config`: static.
+
+    **Returns:** the loss and the mean Q of the dataset's actions, scalars.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, sorl
+
+        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
+        config, key = sorl.Config(), jax.random.key(0)
+        networks = sorl.networks(batch, width=32, depth=2, key=key)
+        state = sorl.init(networks, config=config, optimizers=sorl.OPTIMIZERS)
+        draws = sorl.draw(key, batch, config=config)
+        loss, q = sorl.critic_loss(state.critic, state, batch, draws, config=config)
+        ```
+    """
+    state = jax.lax.stop_gradient(state)
+
+    def loss(critic, k):
+        actor = partial(rollout_k, state.policy, k=k, clip=config.clip)
+        critics = _bind(critic, k, config), _bind(state.target_critic, k, config)
+        each = partial(td_loss, *critics, actor, discount=config.discount, aggregate=config.aggregate)
+        losses, info = jax.vmap(each)(batch, draws.td_noise)
+        return losses.mean(), info.q.mean()
+
+    return _training.at_drawn(loss, critic, "draws.td_k", draws.td_k, config.jumps)
+
+
+@typed
+def policy_loss(
+    policy: Any, state: State, batch: Transition, draws: Draws, *, config: Config
+) -> tuple[Scalar, tuple[Scalar, Scalar, Scalar]]:
+    r"""Compute $w_1 L_\text{flow matching} + w_2 L_\text{self-consistency} + w_3 L_Q$ of a batch.
+
+    **Arguments:**
+
+    - `policy`: the policy that learns. Gradients flow into it alone.
+    - `state`: its `target_policy` is the teacher of self-consistency, its `critic` evaluates the policy's actions.
+    - `batch`, `draws`, `config`: as in [`critic_loss`][shortcutrl.sorl.critic_loss].
+
+    **Returns:** the loss, and its terms before weighting: Q, flow matching, self-consistency; scalars.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, sorl
+
+        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
+        config, key = sorl.Config(), jax.random.key(0)
+        networks = sorl.networks(batch, width=32, depth=2, key=key)
+        state = sorl.init(networks, config=config, optimizers=sorl.OPTIMIZERS)
+        draws = sorl.draw(key, batch, config=config)
+        loss, terms = sorl.policy_loss(state.policy, state, batch, draws, config=config)
+        ```
+    """
+    state = jax.lax.stop_gradient(state)
+
+    def minus_q(policy, k):
+        actor = partial(rollout_k, policy, k=k, clip=config.clip, remat=config.remat)
+        losses, info = jax.vmap(partial(q_loss, actor, _bind(state.critic, k, config)))(batch.obs, draws.q_noise)
+        loss = _training.normalized(losses.mean(), info.q) if config.normalize_q else losses.mean()
+        return config.q_weight * loss, losses.mean()
+
+    match = partial(flow_matching_loss, policy, h=1 / config.num_steps)
+    flow_matching = jax.vmap(match)(batch.obs, batch.action, draws.flow_noise, draws.flow_t).mean()
+    self_consistency = jnp.zeros_like(flow_matching)
+    if config.num_steps > 1:
+        agree = partial(self_consistency_loss, policy, state.target_policy)
+        jumps = draws.consistency_noise, *draws.consistency_times
+        self_consistency = jax.vmap(agree)(batch.obs, batch.action, *jumps).mean()
+    q_term, q = _training.at_drawn(minus_q, policy, "draws.q_k", draws.q_k, config.jumps)
+    loss = config.flow_matching_weight * flow_matching + config.self_consistency_weight * self_consistency + q_term
+    return loss, (q, flow_matching, self_consistency)
+
+
+@typed
+def update(
+    state: State,
+    batch: Transition,
+    *,
+    config: Config,
+    optimizers: tuple | list,
+    key: PRNGKeyArray,
+    jumps_key: PRNGKeyArray | None = None,
+) -> tuple[State, Info]:
+    r"""Make one gradient step on one batch: the critic by TD, the policy against the new critic, then both averages.
+
+    Pure and not jitted: wrap it in `jax.jit`, scan it over steps, `vmap` it over agents.
+
+    **Arguments:**
+
+    - `state`: from [`init`][shortcutrl.sorl.init] or the update before.
+    - `batch`: a [`Transition`][shortcutrl.Transition] with one leading axis.
+    - `config`: static.
+    - `optimizers`: those that the state was made with.
+    - `key`: a JAX random key, a new one for each update.
+    - `jumps_key`: of the numbers of jumps, by default made from `key`. Under `jax.vmap` over agents, pass one shared
+      key; otherwise `lax.switch` evaluates every branch for each agent.
+
+    **Returns:** the new state and [`Info`][shortcutrl.sorl.Info].
+
+    **Raises:** `ValueError` for a `batch` that is empty or whose arrays have different lengths, and for a state of
+    other optimizers; otherwise as the functions that it is made of.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from functools import partial
+        from shortcutrl import Transition, sorl
+
+        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
+        options = {"config": sorl.Config(num_steps=2, max_jumps=2), "optimizers": sorl.OPTIMIZERS}
+        networks = sorl.networks(batch, width=32, depth=2, key=jax.random.key(0))
+        state = sorl.init(networks, **options)
+        state, info = jax.jit(partial(sorl.update, **options))(state, batch, key=jax.random.key(1))
+        ```
+    """
+    _training.check_batch(batch)
+    draws = draw(key, batch, config=config, jumps_key=jumps_key)
+    (td, q), critic_grads = _training.learn(critic_loss)(state.critic, state, batch, draws, config=config)
+    state = _training.step(Networks, state, optimizers, critic=critic_grads)
+    (_, terms), policy_grads = _training.learn(policy_loss)(state.policy, state, batch, draws, config=config)
+    state = _training.step(Networks, state, optimizers, policy=policy_grads)
+    state = _training.average(state, config.tau)
+    return state, Info(td, q, *terms, optax.tree.norm(policy_grads), optax.tree.norm(critic_grads))
+
+
+@typed
+def actor(state: State, *, config: Config, k: Integer | None = None, n: Integer = 1) -> Actor:
+    """Act with the averaged networks: `k` jumps, and the best of `n` candidates by the averaged critic.
+
+    **Arguments:**
+
+    - `state`: from [`update`][shortcutrl.sorl.update].
+    - `config`: of the training.
+    - `k`: the number of jumps, by default `config.num_steps`.
+    - `n`: the number of candidates. With 1 the actor's noise has shape `(action,)`, otherwise `(n, action)`.
+
+    **Returns:** an [`Actor`][shortcutrl.Actor] that is a pytree, so that it can be an argument of a jitted function.
+
+    **Raises:** `ValueError` for `k` or `n` below 1.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, sorl
+
+        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
+        config = sorl.Config()
+        networks = sorl.networks(example, width=32, depth=2, key=jax.random.key(0))
+        state = sorl.init(networks, config=config, optimizers=sorl.OPTIMIZERS)
+        act = sorl.actor(state, config=config, k=4, n=8)
+        assert act(example.obs, jax.random.normal(jax.random.key(1), (8, 2))).shape == (2,)
+        ```
+    """
+    k = _checks.as_size("k", config.num_steps if k is None else k)
+    roll = eqx.Partial(rollout_k, state.target_policy, k=k, clip=config.clip)
+    choose = eqx.Partial(best_of_n, roll, _bind(state.target_critic, k, config), aggregate=config.aggregate)
+    return roll if _checks.as_size("n", n) == 1 else choose
+
+
+def _bind(critic: Any, k: int, config: Config) -> Any:
+    return eqx.Partial(critic, k=k) if config.condition_critic_on_k else critic

@@ -1,0 +1,138 @@
+"""Policy networks with one mode: a Gaussian of unit standard deviation, and a deterministic policy."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from shortcutrl import _checks
+from shortcutrl._types import ActionLike, Integer, Noise, Obs, typed
+from shortcutrl.nn._mlp import MLP, as_vector, features
+
+FINAL_SCALE = 0.01
+"""Of the variance of the last layer's initial weights: a new policy acts near zero for every observation."""
+
+
+class GaussianPolicy(eqx.Module):
+    r"""A Gaussian policy of unit standard deviation, $\mu_\theta(s) + z$: an MLP on `obs`, unbatched.
+
+    An [`Actor`][shortcutrl.Actor], whose action is not clipped. Without noise it acts by its mean:
+    [`noiseless`][shortcutrl.noiseless]. GELU, zero biases, Glorot-uniform weights; those of the last layer are a tenth
+    of that. With `width=512, depth=4` it is the network of the published code.
+
+    **Arguments:**
+
+    - `obs_size`, `action_size`, `width`, `depth`, `layer_norm`, `matmul_dtype`, `encoder`, `key`: as in
+      [`ShortcutPolicy`][shortcutrl.nn.ShortcutPolicy].
+
+    **Raises:** as [`ShortcutPolicy`][shortcutrl.nn.ShortcutPolicy].
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import nn
+
+        policy = nn.GaussianPolicy(3, 2, width=32, depth=2, key=jax.random.key(0))
+        obs, noise = jnp.ones(3), jnp.array([1.0, -1.0])
+        assert jnp.allclose(policy(obs, noise), policy(obs, 0 * noise) + noise)
+        ```
+
+    Source: the policy of IQL in the FQL repository ([arXiv 2502.02538](https://arxiv.org/abs/2502.02538)).
+    """
+
+    mlp: MLP
+    encoder: Callable[[Obs], Array] | None
+    obs_size: int = eqx.field(static=True)
+
+    @typed
+    def __init__(
+        self,
+        obs_size: Integer,
+        action_size: Integer,
+        *,
+        width: Integer = 512,
+        depth: Integer = 4,
+        layer_norm: bool = False,
+        matmul_dtype: Any = None,
+        encoder: Callable[[Obs], Array] | None = None,
+        key: PRNGKeyArray,
+    ):
+        self.obs_size = _checks.as_size("obs_size", obs_size)
+        sizes = self.obs_size, _checks.as_size("action_size", action_size)
+        self.mlp = _small_last(
+            MLP(*sizes, width=width, depth=depth, layer_norm=layer_norm, matmul_dtype=matmul_dtype, key=key)
+        )
+        self.encoder = encoder
+
+    @typed
+    def __call__(self, obs: Obs, noise: ActionLike) -> Float[Array, " action"]:
+        noise = as_vector("noise", noise, self.mlp.weights[-1].shape[1])
+        return self.mlp(features(self.encoder, obs, self.obs_size)) + noise
+
+
+class DeterministicPolicy(eqx.Module):
+    r"""A policy without randomness, $\tanh \mu_\theta(s)$: an MLP on `obs`, unbatched.
+
+    An [`Actor`][shortcutrl.Actor] that ignores its noise, which may be anything, such as `None`. Its initial weights
+    are those of [`GaussianPolicy`][shortcutrl.nn.GaussianPolicy].
+
+    **Arguments:**
+
+    - `obs_size`, `action_size`, `width`, `depth`, `layer_norm`, `matmul_dtype`, `encoder`, `key`: as in
+      [`ShortcutPolicy`][shortcutrl.nn.ShortcutPolicy].
+    - `squash`: whether actions go through tanh, into [-1, 1]. Static.
+
+    **Raises:** as [`ShortcutPolicy`][shortcutrl.nn.ShortcutPolicy].
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import nn
+
+        policy = nn.DeterministicPolicy(3, 2, width=32, depth=2, key=jax.random.key(0))
+        assert jnp.abs(policy(jnp.ones(3), None)).max() < 1
+        ```
+
+    Source: the policy of ReBRAC in the FQL repository ([arXiv 2502.02538](https://arxiv.org/abs/2502.02538)).
+    """
+
+    mlp: MLP
+    encoder: Callable[[Obs], Array] | None
+    obs_size: int = eqx.field(static=True)
+    squash: bool = eqx.field(static=True)
+
+    @typed
+    def __init__(
+        self,
+        obs_size: Integer,
+        action_size: Integer,
+        *,
+        width: Integer = 512,
+        depth: Integer = 4,
+        layer_norm: bool = False,
+        squash: bool = True,
+        matmul_dtype: Any = None,
+        encoder: Callable[[Obs], Array] | None = None,
+        key: PRNGKeyArray,
+    ):
+        self.obs_size = _checks.as_size("obs_size", obs_size)
+        sizes = self.obs_size, _checks.as_size("action_size", action_size)
+        self.mlp = _small_last(
+            MLP(*sizes, width=width, depth=depth, layer_norm=layer_norm, matmul_dtype=matmul_dtype, key=key)
+        )
+        self.encoder = encoder
+        self.squash = squash
+
+    @typed
+    def __call__(self, obs: Obs, noise: Noise) -> Float[Array, " action"]:
+        del noise
+        action = self.mlp(features(self.encoder, obs, self.obs_size))
+        return jnp.tanh(action) if self.squash else action
+
+
+def _small_last(mlp: MLP) -> MLP:
+    return eqx.tree_at(lambda mlp: mlp.weights[-1], mlp, replace_fn=lambda weight: FINAL_SCALE**0.5 * weight)

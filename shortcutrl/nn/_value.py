@@ -1,0 +1,63 @@
+"""The state-value network."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from shortcutrl import _checks
+from shortcutrl._types import Integer, Obs, typed
+from shortcutrl.nn._mlp import MLP, features
+
+
+class Value(eqx.Module):
+    r"""A state value $V_\psi(s)$: an MLP on `obs`, unbatched.
+
+    A [`Value`][shortcutrl.Value]. GELU, LayerNorm, Glorot-uniform weights, zero biases. With `width=512, depth=4` it is
+    the network of the published code.
+
+    **Arguments:**
+
+    - `obs_size`, `width`, `depth`, `layer_norm`, `matmul_dtype`, `encoder`, `key`: as in
+      [`EnsembleCritic`][shortcutrl.nn.EnsembleCritic].
+
+    **Raises:** as [`EnsembleCritic`][shortcutrl.nn.EnsembleCritic].
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import nn
+
+        value = nn.Value(3, width=32, depth=2, key=jax.random.key(0))
+        assert value(jnp.ones(3)).shape == ()
+        ```
+
+    Source: the value of IQL in the FQL repository ([arXiv 2502.02538](https://arxiv.org/abs/2502.02538)).
+    """
+
+    mlp: MLP
+    encoder: Callable[[Obs], Array] | None
+    obs_size: int = eqx.field(static=True)
+
+    @typed
+    def __init__(
+        self,
+        obs_size: Integer,
+        *,
+        width: Integer = 512,
+        depth: Integer = 4,
+        layer_norm: bool = True,
+        matmul_dtype: Any = None,
+        encoder: Callable[[Obs], Array] | None = None,
+        key: PRNGKeyArray,
+    ):
+        self.obs_size = _checks.as_size("obs_size", obs_size)
+        shape: dict[str, Any] = {"width": width, "depth": depth, "layer_norm": layer_norm, "matmul_dtype": matmul_dtype}
+        self.mlp = MLP(self.obs_size, 1, **shape, key=key)
+        self.encoder = encoder
+
+    @typed
+    def __call__(self, obs: Obs) -> Float[Array, ""]:
+        return self.mlp(features(self.encoder, obs, self.obs_size))[0]
