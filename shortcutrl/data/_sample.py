@@ -1,0 +1,191 @@
+"""Batches by index: successors, n-step returns, chunks and frame stacks, inside `jit`."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, PRNGKeyArray
+
+from shortcutrl._checks import as_size, check_range
+from shortcutrl._types import Integer, Number, Transition, show, typed
+from shortcutrl.data._arrays import as_stored, check_alike, check_leaves, check_rows, path_name
+from shortcutrl.data._dataset import Dataset
+from shortcutrl.data._index import count_steps, look_ahead, rows_after, stack, stack_after
+
+MAX_BATCH = 2**20
+"""A larger batch is a mistake that would exhaust the memory."""
+
+MIN_DRAWS = 512
+"""Rows that one round draws at least, so that a small batch also meets valid starts among many others."""
+
+
+@typed
+def sample(
+    dataset: Dataset,
+    key: PRNGKeyArray,
+    *,
+    batch_size: Integer,
+    n_step: Integer = 1,
+    chunk: Integer = 1,
+    frame_stack: Integer = 1,
+    discount: Number | None = None,
+) -> Transition:
+    r"""Draw a batch uniformly, with replacement: $\sum_{i<m} \gamma^i r_{t+i}$ and the observation $m$ steps later.
+
+    A sample looks ahead $m$ = `n_step * chunk` steps, or fewer where a terminal state or the end of the episode comes
+    first. It bootstraps from the last known successor. Pure, for use inside `jit`, `scan` and `vmap`.
+
+    The draw is uniform over the valid starts. A row is not a valid start if its successor is unknown (see
+    [`Dataset`][shortcutrl.data.Dataset]) or if no whole chunk follows it.
+
+    **Arguments:**
+
+    - `dataset`: a [`Dataset`][shortcutrl.data.Dataset] of JAX or NumPy arrays.
+    - `key`: a JAX random key.
+    - `batch_size`: at least 1. Static, like all the following.
+    - `n_step`: the number of actions, or chunks, before the bootstrap. Values travel `n_step` times as far in one
+      update. More than 1 is biased towards the behaviour policy.
+    - `chunk`: H, the number of consecutive actions that become one. A policy of chunks carries out H actions for each
+      decision: evaluate it in [`ChunkedActions`][shortcutrl.evaluate.ChunkedActions].
+    - `frame_stack`: F, the number of observations that become one, concatenated on their last axis, oldest first. At
+      the start of an episode the first observation is repeated.
+    - `discount`: γ of the losses that use the batch, in [0, 1]. Required where `n_step * chunk` exceeds 1.
+
+    **Returns:** a [`Transition`][shortcutrl.Transition] with a leading axis of `batch_size`.
+
+    - `obs`, `next_obs`: in their own dtypes, with F times the last axis.
+    - `action`: shape `(batch_size, H * action)`, in the order of time.
+    - `reward`: the discounted sum, in float32 or wider.
+    - `mask`: $\gamma^{m-1}$ times the masks of the $m$ steps, so that losses still multiply by `discount * mask`.
+    - `next_action`: the dataset's actions after the last step, like `action`. Beyond a terminal state or the end of the
+      episode, its last action is repeated.
+
+    If `dataset` is traced and has no valid start, `reward` is NaN.
+
+    **Raises:** `TypeError` or `ValueError` for fields that are no arrays of real numbers or differ in length;
+    `ValueError` for an `n_step` or a `chunk` that is longer than every episode.
+
+    !!! Example
+
+        ```python
+        import jax, numpy as np
+        from shortcutrl import data
+
+        dataset = data.from_arrays(
+            observations=np.zeros((9, 3)), actions=np.zeros((9, 2)), rewards=np.ones(9), terminals=np.arange(9) == 8
+        )
+        batch = data.sample(dataset, jax.random.key(0), batch_size=4, n_step=3, frame_stack=2, discount=0.5)
+        assert batch.obs.shape == (4, 6)
+        assert batch.reward.max() == 1 + 0.5 + 0.25
+        ```
+
+    Source of chunks: Q-chunking ([arXiv 2507.07969](https://arxiv.org/abs/2507.07969)).
+    """
+    batch_size = as_size("batch_size", batch_size)
+    n_step, chunk, frame_stack = as_size("n_step", n_step), as_size("chunk", chunk), as_size("frame_stack", frame_stack)
+    if batch_size > MAX_BATCH:
+        raise ValueError(f"`batch_size` must be at most {MAX_BATCH}, got {batch_size}. Draw several batches.")
+    if discount is not None:
+        check_range("discount", discount, 0, 1)
+    elif n_step * chunk > 1:
+        raise ValueError(
+            f"`discount` is required for n_step = {n_step} and chunk = {chunk}. Pass the discount of the losses."
+        )
+    _check_fields(dataset, frame_stack)
+    _check_lengths(dataset, n_step, chunk, frame_stack)
+    powers = float(1 if discount is None else discount) ** np.arange(n_step * chunk)
+    return _sample(_on_device(dataset), key, powers, batch_size, chunk, frame_stack)
+
+
+@partial(jax.jit, static_argnames=("batch_size", "chunk", "frame_stack"))
+def _sample(dataset: Dataset, key: Array, powers: Array, batch_size: int, chunk: int, frame_stack: int) -> Transition:
+    rows, found = _draw(dataset, key, batch_size, chunk)
+    last, reward, mask = look_ahead(dataset, rows, powers)
+    return Transition(
+        obs=stack(dataset, rows, frame_stack),
+        action=dataset.action[jnp.add.outer(rows, jnp.arange(chunk))].reshape(batch_size, -1),
+        reward=jnp.where(found, reward, jnp.nan),
+        mask=mask,
+        next_obs=stack_after(dataset, last, frame_stack),
+        next_action=dataset.action[rows_after(dataset, last, chunk)].reshape(batch_size, -1),
+    )
+
+
+def _draw(dataset: Dataset, key: Array, batch_size: int, chunk: int) -> tuple[Array, Array]:
+    """Rows that are valid starts, uniform and independent, and whether there is one at all.
+
+    Draws rows and keeps the valid ones in order, until the batch is full or every row has been drawn 32 times on
+    average. In the second case those that were found are repeated.
+    """
+    size, draws = len(dataset.reward), max(2 * batch_size, MIN_DRAWS)
+
+    def fill(state):
+        round, count, rows = state
+        drawn = jax.random.randint(jax.random.fold_in(key, round), (draws,), 0, size, jnp.int32)
+        valid = count_steps(dataset, drawn, chunk) >= chunk
+        place = jnp.where(valid, count + jnp.cumsum(valid, dtype=jnp.int32) - 1, batch_size)
+        return round + 1, count + valid.sum(dtype=jnp.int32), rows.at[place].set(drawn, mode="drop")
+
+    def unfilled(state):
+        round, count, _ = state
+        return (count < batch_size) & (round < 1 + 32 * size // draws)
+
+    start = jnp.int32(0), jnp.int32(0), jnp.zeros(batch_size, jnp.int32)
+    _, count, rows = jax.lax.while_loop(unfilled, fill, start)
+    return rows[jnp.arange(batch_size) % jnp.clip(count, 1, batch_size)], count > 0
+
+
+def _check_fields(dataset: Dataset, frame_stack: int) -> None:
+    """The fields are arrays of real numbers with one length."""
+    fields = {f"dataset.{name}": field for name, field in dataset._asdict().items()}
+    if dataset.next_obs is None:
+        del fields["dataset.next_obs"]
+    for name, field in fields.items():
+        check_leaves(name, field)
+        rank = {"dataset.action": 2, "dataset.reward": 1, "dataset.mask": 1, "dataset.episode_end": 1}.get(name)
+        if rank and np.ndim(field) != rank:
+            shape = "(rows, action)" if rank == 2 else "(rows,)"
+            raise ValueError(f"`{name}` must have shape {shape}, got {np.shape(field)}. Use `data.from_arrays`.")
+    check_rows(fields, "dataset.reward")
+    if dataset.next_obs is not None:
+        check_alike("dataset.next_obs", dataset.next_obs, "dataset.obs", dataset.obs)
+    for path, leaf in jax.tree.leaves_with_path({"dataset.obs": dataset.obs}):
+        if frame_stack > 1 and leaf.ndim < 2:
+            raise ValueError(
+                f"`frame_stack` needs an axis to concatenate on, got {show(leaf)} for `{path_name(path)}`."
+            )
+
+
+def _on_device(dataset: Dataset) -> Dataset:
+    """NumPy's arrays as JAX's, if their values fit."""
+
+    def convert(path, leaf):
+        return leaf if isinstance(leaf, jax.Array) else jnp.asarray(as_stored(path_name(path), leaf))
+
+    return jax.tree.map_with_path(convert, {"dataset": dataset})["dataset"]
+
+
+def _check_lengths(dataset: Dataset, n_step: int, chunk: int, frame_stack: int) -> None:
+    """There is a valid start, as far as the values are known, and no window is longer than the data."""
+    longest, what = len(dataset.reward), "row(s) of the dataset"
+    if frame_stack > longest:
+        raise ValueError(f"`frame_stack` must be at most {longest}, the {what}, got {frame_stack}.")
+    if not isinstance(dataset.mask, Tracer) and not isinstance(dataset.episode_end, Tracer):
+        longest, what = _longest(dataset), "transition(s) of the longest episode"
+    if longest == 0:
+        raise ValueError("`dataset` has no transition with a known successor. Make it by `data.from_arrays`.")
+    if chunk > longest:
+        raise ValueError(f"`chunk` must be at most {longest}, the {what}, got {chunk}.")
+    if n_step * chunk > longest:
+        raise ValueError(f"`n_step * chunk` must be at most {longest}, the {what}, got {n_step * chunk}.")
+
+
+def _longest(dataset: Dataset) -> int:
+    """The length of the longest run of transitions, on the host."""
+    end, terminal = np.array(dataset.episode_end, bool), np.asarray(dataset.mask) == 0
+    end[-1] = True
+    stops = np.flatnonzero(end | terminal)
+    unknown = 0 if dataset.next_obs is not None else ~terminal[stops]
+    return int((np.diff(stops, prepend=-1) - unknown).max())

@@ -1,0 +1,119 @@
+"""The linear map between an action space and [-1, 1]."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Shaped
+
+from shortcutrl._types import Bound, show, typed
+from shortcutrl.data._arrays import as_numbers, check_numbers, refuse
+
+
+@typed
+@dataclasses.dataclass(frozen=True, eq=False)
+class ActionScale:
+    r"""Map actions from `[low, high]` to [-1, 1] and back: $u = 2 (a - \text{low}) / (\text{high} - \text{low}) - 1$.
+
+    The map is linear in each dimension and clips nothing. The ends map to the ends exactly.
+
+    - `low`, `high`: two finite numbers, or two arrays of shape `(action,)`, such as `space.low` and `space.high` of a
+      Gymnasium action space. Kept as float32.
+
+    !!! Example
+
+        ```python
+        import numpy as np
+        from shortcutrl import data
+
+        scale = data.ActionScale(np.array([-2.0, 0.0]), np.array([2.0, 1.0]))
+        assert scale.to_unit(np.array([2.0, 0.5])).tolist() == [1.0, 0.0]
+        assert scale.from_unit(np.array([1.0, 0.0])).tolist() == [2.0, 0.5]
+        ```
+    """
+
+    low: Bound
+    high: Bound
+
+    def __post_init__(self):
+        low, high = as_bounds("`low` and `high`", self.low, self.high)
+        with np.errstate(over="ignore", invalid="ignore"):
+            if not np.isfinite(high - low).all():
+                raise ValueError(f"`low` and `high` must be finite, got {_show(low, high)}. Pass the data's own range.")
+        object.__setattr__(self, "low", low)
+        object.__setattr__(self, "high", high)
+
+    @typed
+    def to_unit(self, action: Shaped[Array | np.ndarray, "..."]) -> Array | np.ndarray:
+        """Map actions from `[low, high]` to [-1, 1], for training.
+
+        **Arguments:**
+
+        - `action`: shape `(..., action)`, finite.
+
+        **Returns:** an array of the same shape and library, float64 for float64 and otherwise float32.
+
+        **Raises:** `TypeError` or `ValueError` for an `action` that is not of numbers, finite, or of the bounds' size.
+        """
+        return self._map(action, lambda a, low, high: 2 * ((a - low) / (high - low)) - 1)
+
+    @typed
+    def from_unit(self, action: Shaped[Array | np.ndarray, "..."]) -> Array | np.ndarray:
+        """Map actions from [-1, 1] to `[low, high]`, for `env.step`.
+
+        **Arguments:**
+
+        - `action`: shape `(..., action)`, finite.
+
+        **Returns:** an array of the same shape and library, float64 for float64 and otherwise float32.
+
+        **Raises:** `TypeError` or `ValueError` for an `action` that is not of numbers, finite, or of the bounds' size.
+        """
+        return self._map(action, lambda a, low, high: (1 - a) / 2 * low + (1 + a) / 2 * high)
+
+    def _map(self, action: Any, formula: Callable[[Any, Any, Any], Any]) -> Any:
+        check_numbers("action", action)
+        size = np.shape(self.low)
+        if action.shape[-len(size) or action.ndim :] != size:
+            raise ValueError(f"`action` must have shape (..., {size[0]}) like the bounds, got {action.shape}.")
+        if not isinstance(action, Tracer):
+            known = as_numbers("action", action)
+            refuse("action", known, ~np.isfinite(known), "is not finite")
+        if isinstance(action, jax.Array):
+            dtype = jnp.promote_types(action.dtype, jnp.float32)
+            low, high = (jnp.broadcast_to(jnp.asarray(bound, dtype), action.shape) for bound in (self.low, self.high))
+            return formula(action.astype(dtype), low, high)
+        dtype = np.float64 if action.dtype == np.float64 else np.float32
+        wide = (np.asarray(each, np.float64) for each in (action, self.low, self.high))  # or rounding passes an end
+        return np.asarray(formula(*wide), dtype)
+
+
+def as_bounds(name: str, low: Any, high: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds as float32 arrays of one shape, `()` or `(action,)`, with low < high; infinity is allowed."""
+    bounds = []
+    for bound in (low, high):
+        if isinstance(bound, jax.Array | np.ndarray):
+            bound = as_numbers(name.strip("`"), bound)
+        if isinstance(bound, bool | np.bool_) or np.ndim(bound) > 1 or np.asarray(bound).dtype == bool:
+            raise TypeError(f"{name} must be two numbers or two arrays of shape (action,), got {show(bound)}.")
+        try:
+            with np.errstate(over="ignore"):
+                bounds.append(np.array(bound, np.float32))
+        except OverflowError:
+            raise ValueError(f"{name} must fit into float32, got {show(bound)}. Pass `np.inf` for no bound.") from None
+    try:
+        low, high = (np.array(bound) for bound in np.broadcast_arrays(*bounds))
+    except ValueError:
+        raise ValueError(f"{name} must be bounds of one shape, got {bounds[0].shape} and {bounds[1].shape}.") from None
+    if not (low < high).all():
+        raise ValueError(f"{name} must have low < high in every dimension, got {_show(low, high)}.")
+    low.flags.writeable = high.flags.writeable = False
+    return low, high
+
+
+def _show(low: np.ndarray, high: np.ndarray) -> str:
+    return f"{low.tolist()} and {high.tolist()}"
