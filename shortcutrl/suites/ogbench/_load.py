@@ -1,183 +1,206 @@
-"""From the name of an OGBench single-task environment to its dataset on the device."""
+"""From the name of an OGBench single-task dataset to its transitions and its environment."""
 
 import os
-import zipfile
-import zlib
-from collections.abc import Callable
 from contextlib import closing
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
-from urllib.request import Request, urlopen
+from typing import Any
 
 import gymnasium
+import jax.numpy as jnp
 import numpy as np
-import ogbench
-import ogbench.utils
-from filelock import FileLock
+from ogbench import utils
 from ogbench.relabel_utils import relabel_dataset
-from ogbench.utils import load_dataset
 
-from shortcutrl._types import Transition
-from shortcutrl.data._generate import generate
-from shortcutrl.data._oracles import RECIPES, ignore_harmless_warnings
-from shortcutrl.data._transitions import transitions
+from shortcutrl._checks import as_size
+from shortcutrl._types import Integer, show, typed
+from shortcutrl.data import Dataset, from_arrays
+from shortcutrl.data._arrays import as_flags, as_float32, check_rows
+from shortcutrl.suites._task import Task
+from shortcutrl.suites.ogbench._arguments import MAX_COUNT, MAX_SEED, as_count, as_path, can_write, make_folder
+from shortcutrl.suites.ogbench._download import download, reachable, url_of
+from shortcutrl.suites.ogbench._generate import generate
+from shortcutrl.suites.ogbench._names import split
+from shortcutrl.suites.ogbench._oracles import RECIPES, ignore_harmless_warnings
 
-DEFAULT_FOLDER = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "shortcutrl"
-
-
-class Task(NamedTuple):
-    """An OGBench single-task problem.
-
-    - `dataset`: its transitions, with one leading axis, in the order in which they happened.
-    - `episode_end`: whether each is the last of its episode in the data.
-    - `make_env`: makes the environment to evaluate in.
-    - `path`: the file that the dataset came from.
-    """
-
-    dataset: Transition
-    episode_end: np.ndarray
-    make_env: Callable[[], gymnasium.Env]
-    path: Path
+_RENDER_MODES = ("human", "rgb_array", "depth_array", "rgbd_tuple")
 
 
-def load_ogbench(
+@typed
+def load(
     name: str,
     *,
-    folder: str | os.PathLike[str] = DEFAULT_FOLDER,
-    episodes: int | None = None,
-    seed: int = 0,
-    processes: int | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    episodes: Integer | None = None,
+    seed: Integer = 0,
+    processes: Integer | None = None,
     progress: bool = True,
 ) -> Task:
     """Load an OGBench single-task dataset by name, such as `"scene-play-singletask-task1-v0"`.
 
-    Uses OGBench's own file where it has been downloaded, downloads it where its host can be reached, and otherwise
-    makes a dataset of `episodes` episodes on the spot, with OGBench's scripted oracles where they exist
-    ([`generate`][shortcutrl.data.generate]). What is downloaded is kept where OGBench keeps it (`~/.ogbench/data`),
-    what is made in `folder`; both are used again. Of several processes that need the same dataset, one fetches it.
+    Takes the first of these sources:
+
+    1. OGBench's own file, where it has been downloaded: in `~/.ogbench/data` or in `folder`.
+    2. A dataset of this `seed` and number of `episodes` that was generated in `folder` before.
+    3. OGBench's host. The file is kept in `~/.ogbench/data`, or in `folder` if that cannot be written.
+    4. [`generate`][shortcutrl.suites.ogbench.generate], for the names in `CAN_GENERATE`. The file is kept in `folder`.
+
+    Several processes may load the same dataset at the same time.
 
     **Arguments:**
 
-    - `name`: an OGBench dataset name with `singletask`.
-    - `folder`: where datasets that are made on the spot are kept; by default `~/.cache/shortcutrl`.
-    - `episodes`, `seed`: of a dataset that is made on the spot; by default as many episodes as OGBench publishes.
-    - `processes`: that make it; by default one for each core.
+    - `name`: an OGBench dataset name with `singletask` and with state observations.
+    - `folder`: where generated datasets are kept. By default `shortcutrl` in the user's cache folder, `~/.cache`.
+    - `episodes`, `seed`: of a generated dataset, as in `generate`. OGBench's own file is always loaded completely.
+    - `processes`: the number of processes that generate it, at most one for each core. By default one for each core.
     - `progress`: whether to show progress bars.
 
-    **Returns:** the [`Task`][shortcutrl.data.Task].
+    **Returns:** the [`Task`][shortcutrl.suites.Task]. The last row of each episode is only the successor of the row
+    before, as in OGBench's compact datasets, so it is never the start of a sample.
 
-    **Raises:** `ValueError` for an unknown `name`, a file that cannot be read as a dataset, or bad values in it;
-    `OSError` if `folder` cannot be written, or if the dataset can be neither downloaded nor made.
+    **Raises:** `ValueError` for a `name` that is not supported, with names to use instead, and for a file that is not a
+    valid dataset, with its path. `OSError` if the dataset can be neither downloaded nor generated, or `folder` cannot
+    be written.
 
     !!! Example
 
         ```python
         import tempfile
-        from shortcutrl import data
+        from shortcutrl.suites import ogbench
 
-        folder = tempfile.mkdtemp()  # leave it out for the usual one
-        task = data.load_ogbench("pointmaze-medium-navigate-singletask-v0", folder=folder, episodes=1)
+        folder = tempfile.mkdtemp()  # by default the user's cache folder
+        task = ogbench.load("pointmaze-medium-navigate-singletask-v0", folder=folder, episodes=1)
         assert task.dataset.action.shape[-1] == 2
         ```
+
+    Source: OGBench ([arXiv 2410.20092](https://arxiv.org/abs/2410.20092)).
     """
-    env_name, dataset_name = _split(name)
-    make = partial(generate, dataset_name, episodes=episodes, seed=seed, processes=processes, progress=progress)
-    path = _find(dataset_name, Path(folder).expanduser(), episodes, seed, make)
-    try:
-        arrays = load_dataset(str(path), add_info=True)
-        with closing(make_env(name)) as env:
-            relabel_dataset(env_name, env, arrays)  # a KeyError where the states are missing from the file
-    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError) as error:
-        raise ValueError(
-            f"{path} cannot be read as an OGBench dataset ({type(error).__name__}: {error}). Delete it and its "
-            "-val.npz, then run again to get it anew."
-        ) from error
-    dataset = transitions(
-        obs=arrays["observations"],
-        action=arrays["actions"],
-        reward=arrays["rewards"],
-        mask=arrays["masks"],
-        next_obs=arrays["next_observations"],
-    )
-    return Task(dataset, arrays["terminals"].astype(bool), partial(make_env, name), path)
+    env_name, dataset_name = split(name)
+    if episodes is not None:
+        episodes = as_count("episodes", episodes, 1, MAX_COUNT)
+    if processes is not None:
+        processes = as_size("processes", processes)
+    seed = as_count("seed", seed, 0, MAX_SEED)
+    if folder is None:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "shortcutrl"
+    path = _find(dataset_name, as_path("folder", folder), episodes, seed, processes, progress)
+    with closing(make_env(name)) as env:
+        try:
+            dataset = _read(path, env_name, env)
+        except Exception as error:
+            if isinstance(error, OSError) and error.filename is not None:  # such as a file that may not be read
+                raise
+            small = "free memory, or " if isinstance(error, MemoryError) else ""
+            raise ValueError(
+                f"{path} cannot be read as a dataset for {env_name} ({type(error).__name__}: {error}). To get it "
+                f"again, {small}delete it and its -val.npz, then load it again."
+            ) from error
+    return Task(dataset, partial(make_env, name), path)
 
 
-def make_env(name: str, **options) -> gymnasium.Env:
-    """Make the environment of an OGBench single-task dataset, for evaluation; its data is not needed.
+@typed
+def make_env(name: str, **options: Any) -> gymnasium.Env:
+    """Make the environment of an OGBench single-task dataset, for evaluation. Its data is not needed.
 
     **Arguments:**
 
-    - `name`: as in [`load_ogbench`][shortcutrl.data.load_ogbench].
-    - `options`: passed on to `gymnasium.make`, such as `width` and `height` of pictures.
+    - `name`: as in [`load`][shortcutrl.suites.ogbench.load].
+    - `options`: for `gymnasium.make` and OGBench's environment, such as `width` and `height` of rendered images.
 
     **Returns:** the environment, a `gymnasium.Env`.
 
-    **Raises:** `ValueError` for an unknown `name`.
+    **Raises:** `ValueError` for a `name` that is not supported, with names to use instead, and for bad `options`.
 
     !!! Example
 
         ```python
-        from shortcutrl import data
+        from shortcutrl.suites import ogbench
 
-        env = data.make_env("pointmaze-medium-navigate-singletask-v0")
+        env = ogbench.make_env("pointmaze-medium-navigate-singletask-v0")
         obs, info = env.reset(seed=0)
         ```
     """
+    env_name, _ = split(name)
+    sizes = {size: 2**14 for size in ("width", "height") if size in options}
+    if options.get("max_episode_steps") is not None:
+        sizes["max_episode_steps"] = MAX_COUNT
+    options |= {size: as_count(size, options[size], 1, maximum) for size, maximum in sizes.items()}
+    mode = options.get("render_mode")
+    if mode is not None and not (isinstance(mode, str) and mode in _RENDER_MODES):
+        raise ValueError(f"`render_mode` must be one of {', '.join(_RENDER_MODES)}, got {show(mode)}.")
     ignore_harmless_warnings()
-    return gymnasium.make(_split(name)[0], **options)
-
-
-def _split(name: str) -> tuple[str, str]:
-    """The names of the environment and of its dataset, which all tasks of an environment share."""
-    known = {}
-    for env_name in gymnasium.registry:
-        scene, singletask, task = env_name.partition("-singletask")
-        locomotion = "maze" in scene or "soccer" in scene
-        for kind in ("navigate", "stitch", "explore") if locomotion else ("play", "noisy"):
-            if singletask:
-                known[f"{scene}-{kind}{singletask}{task}"] = env_name, f"{scene}-{kind}-{env_name.split('-')[-1]}"
-    if name in known:
-        return known[name]
-    close = get_close_matches(name, known, n=3)
-    hint = (
-        f"did you mean {' or '.join(map(repr, close))}?" if close else "see the list of datasets in OGBench's README."
-    )
-    raise ValueError(f"`name` must be an OGBench single-task dataset, got {name!r}; {hint}")
-
-
-def _find(dataset_name: str, folder: Path, episodes: int | None, seed: int, make: Callable[[Path], Path]) -> Path:
-    downloaded = Path(ogbench.utils.DEFAULT_DATASET_DIR).expanduser()
-    episodes = episodes or (RECIPES[dataset_name].episodes if dataset_name in RECIPES else 0)
-    made = folder / f"{dataset_name}-{episodes}-episodes-seed-{seed}.npz"
-    for path in (downloaded / f"{dataset_name}.npz", made):
-        if _complete(path):
-            return path
-    for each in (downloaded, folder):
-        each.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f".{made.stem}.lock"), FileLock(downloaded / f".{dataset_name}.lock"):
-        for path in (downloaded / f"{dataset_name}.npz", made):
-            if _complete(path):  # by another process, while this one waited
-                return path
-        if _reachable(f"{ogbench.utils.DATASET_URL}/{dataset_name}.npz"):
-            ogbench.download_datasets([dataset_name])
-            return downloaded / f"{dataset_name}.npz"
-        if dataset_name not in RECIPES:
-            raise OSError(
-                f"the host of OGBench's datasets cannot be reached, and {dataset_name} cannot be made on the spot. "
-                f"Put {dataset_name}.npz and {dataset_name}-val.npz from {ogbench.utils.DATASET_URL} into {downloaded}."
-            )
-        return make(made)
-
-
-def _complete(path: Path) -> bool:
-    return path.exists() and path.with_name(f"{path.stem}-val.npz").exists()
-
-
-def _reachable(url: str, timeout: float = 5.0) -> bool:
     try:
-        with urlopen(Request(url, method="HEAD"), timeout=timeout):
-            return True
-    except OSError:
+        return gymnasium.make(env_name, **options)
+    except Exception as error:
+        if not options:
+            raise
+        raise ValueError(
+            f"`options` must be arguments of `gymnasium.make` and of the environment, got {options} "
+            f"({type(error).__name__}: {str(error).partition(chr(10))[0]})."
+        ) from error
+
+
+def _find(dataset: str, folder: Path, episodes: int | None, seed: int, processes: int | None, progress: bool) -> Path:
+    """The file of a dataset, which is downloaded or generated if it is not there yet."""
+    episodes = episodes or (RECIPES[dataset].episodes if dataset in RECIPES else 0)
+    made = folder / f"{dataset}-{episodes}-episodes-seed-{seed}.npz"
+    try:
+        shared = Path(utils.DEFAULT_DATASET_DIR).expanduser()
+    except RuntimeError:  # no home folder
+        shared = folder
+    for path in (shared / f"{dataset}.npz", folder / f"{dataset}.npz", made):
+        if _exists(path) and _exists(path.with_name(f"{path.stem}-val.npz")):
+            return path
+    if reachable(url_of(f"{dataset}.npz")):
+        return download(dataset, shared if can_write(shared) else make_folder("folder", folder), progress)
+    if dataset not in RECIPES:
+        raise OSError(
+            f"{dataset} cannot be downloaded, because {utils.DATASET_URL} cannot be reached, and it cannot be "
+            f"generated. Put {dataset}.npz and {dataset}-val.npz from there into {folder}."
+        )
+    make_folder("folder", folder)
+    return generate(dataset, made, episodes=episodes, seed=seed, processes=processes, progress=progress)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # such as a folder that may not be entered
         return False
+
+
+def _read(path: Path, env_name: str, env: Any) -> Dataset:
+    """Read a file in OGBench's format and label it with the rewards of the environment's task."""
+    _, info = env.reset()
+    columns = {"observations": len(env.observation_space.low), "actions": len(env.action_space.low)}
+    columns |= {"qpos": env.unwrapped.data.qpos.size}
+    columns |= {name: len(info[name]) for name in ("button_states",) if name in info}
+    arrays = _arrays(path, ["terminals", *columns])
+    values = {name: as_float32(name, arrays[name], rank=2) for name in columns}
+    ends = as_flags("terminals", arrays["terminals"])
+    check_rows({**values, "terminals": ends}, "observations")
+    for name, size in columns.items():
+        if values[name].shape[1] != size:
+            raise ValueError(f"`{name}` must have shape (rows, {size}), got {values[name].shape}")
+    if not ends[-1]:
+        raise ValueError(f"`terminals[{len(ends) - 1}]` = 0: the last row must be the end of an episode")
+    relabel_dataset(env_name, env, arrays)
+    dataset = from_arrays(
+        observations=values["observations"],
+        actions=values["actions"],
+        rewards=arrays["rewards"],
+        terminals=np.zeros(len(ends), bool),
+        timeouts=ends,
+    )
+    # A mask of 0 does not end an episode here. The last row is no transition, whether it is at the goal or not.
+    return dataset._replace(mask=jnp.asarray(np.where(ends, np.float32(1), arrays["masks"])))
+
+
+def _arrays(path: Path, names: list[str]) -> dict[str, Any]:
+    with path.open("rb") as raw:
+        file = np.load(raw)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("it holds one array, not an archive of arrays")
+        if missing := [name for name in names if name not in file]:
+            raise ValueError(f"it does not hold the array `{missing[0]}`")
+        return {name: file[name] for name in names}

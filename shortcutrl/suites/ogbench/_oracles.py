@@ -1,6 +1,6 @@
-"""What collects the data: OGBench's scripted oracles, acting as its published commands have them act.
+"""OGBench's scripted oracles, which act as in its published commands.
 
-Imports the simulator only when a behaviour is made, in the process that is to run it.
+The simulator is imported only when a behaviour is made, in the process that runs it.
 """
 
 import functools
@@ -11,7 +11,7 @@ import numpy as np
 
 
 class Recipe(NamedTuple):
-    """The size that OGBench publishes a dataset in."""
+    """The published size of a dataset."""
 
     episodes: int
     episode_steps: int
@@ -26,7 +26,7 @@ RECIPES = {f"{scene}-{kind}-v0": Recipe(n, 1001) for kind in ("play", "noisy") f
 RECIPES |= {f"pointmaze-{maze}-navigate-v0": recipe for maze, recipe in _MAZES.items()}
 RECIPES |= {f"pointmaze-{maze}-stitch-v0": Recipe(5000, 201) for maze in _MAZES}
 
-# How often a cube is stacked on another, drawn once an episode from this range.
+# The probability that a cube is stacked on another, drawn for each episode from this range.
 _STACKING = {"single": (0.0, 0.0), "double": (0.0, 0.25), "triple": (0.05, 0.35), "quadruple": (0.1, 0.5)}
 
 
@@ -37,14 +37,14 @@ class Behaviour(Protocol):
 
     def reset(self, seed: int, rng: np.random.Generator) -> tuple[Any, dict[str, Any]]: ...
     def act(self, obs: Any, info: dict[str, Any]) -> np.ndarray: ...
-    def after(self, info: dict[str, Any]) -> None: ...  # a step; pursues something new when the old is done
+    def after(self, info: dict[str, Any]) -> None: ...  # after a step; sets a new target when the old one is reached
     def healthy(self, info: dict[str, Any]) -> bool: ...
 
 
 def ignore_harmless_warnings() -> None:
-    """Process-wide, for they also come after an environment is made, whenever its action space is asked for."""
-    warnings.filterwarnings("ignore", message=".*precision lowered by casting.*")  # of OGBench's action space
-    warnings.filterwarnings("ignore", message=".*DISPLAY environment variable is missing")  # matters only to render
+    """Filter them in the whole process, because they also come later, whenever an action space is read."""
+    warnings.filterwarnings("ignore", message=".*precision lowered by casting.*")  # from OGBench's action space
+    warnings.filterwarnings("ignore", message=".*DISPLAY environment variable is missing")  # matters only for rendering
 
 
 def make_behaviour(dataset: str, episode_steps: int) -> Behaviour:
@@ -54,7 +54,7 @@ def make_behaviour(dataset: str, episode_steps: int) -> Behaviour:
 
 
 def record(behaviour: Behaviour, sequence: np.random.SeedSequence) -> dict[str, np.ndarray] | None:
-    """One episode, or `None` if it turned out unhealthy."""
+    """Record one episode, or `None` if it became unhealthy."""
     env_seed, oracle_seed = (int(s) for s in sequence.generate_state(2))
     np.random.seed(oracle_seed)  # noqa: NPY002
     obs, info = behaviour.reset(env_seed, np.random.default_rng(oracle_seed))
@@ -118,7 +118,7 @@ class Manipulation:
 
     def act(self, obs, info):
         if self.noisy and np.random.rand() < self.random_actions:  # noqa: NPY002
-            return np.random.uniform(-1, 1, 5)  # noqa: NPY002  (the action space's own generator cannot be seeded)
+            return np.random.uniform(-1, 1, 5)  # noqa: NPY002  (the action space's own generator is not seeded)
         action = np.asarray(self.oracle.select_action(obs, info))
         if self.noisy:
             action = action + np.random.normal(0, self.noise * np.array([1, 1, 1, 3, 10]))  # noqa: NPY002
@@ -129,7 +129,7 @@ class Manipulation:
             self._pursue(*self.env.unwrapped.set_new_target(p_stack=self.stacking))
 
     def healthy(self, info):
-        """OGBench's check for `scene`: is the cube not too far right, nor too far left without being in the drawer?"""
+        """OGBench's check for `scene`: the cube is not too far right, and if it is too far left it is in the drawer."""
         y, z = info["prev_qpos"][15:17] if self.scene == "scene" else (0.0, 0.0)
         return not (y >= 0.29 or (y <= -0.3 and not 0.06 <= z <= 0.08))
 
@@ -152,7 +152,7 @@ class Navigation:
         self.cells = [(int(i), int(j)) for i, j in np.argwhere(free)]
         self.goals = [cell for cell in self.cells if not _in_hallway(free, *cell)]
 
-        @functools.cache  # the oracle searches the maze anew at each step, but its answer depends on the cells only
+        @functools.cache  # the oracle searches the maze at each step, but its result depends on the cells only
         def subgoal(start, goal):
             return self.maze.get_oracle_subgoal(self.maze.ij_to_xy(start), self.maze.ij_to_xy(goal))[0]
 
@@ -160,7 +160,7 @@ class Navigation:
 
     def reset(self, seed, rng):
         self.rng = rng
-        self.env.action_space.seed(seed)  # the maze shakes itself at a reset
+        self.env.action_space.seed(seed)  # a reset takes random actions
         start = self._draw(self.cells)
         goal = self._draw(self.goals if self.kind == "navigate" else self._cells_at_distance(start, 4) or [start])
         return self.env.reset(seed=seed, options={"task_info": {"init_ij": start, "goal_ij": goal}})
@@ -184,7 +184,7 @@ class Navigation:
     def _cells_at_distance(self, start, steps):
         distance = {start: 0}
         queue = [start]
-        for i, j in queue:  # breadth first; grows as it goes
+        for i, j in queue:  # breadth first; the loop extends the list
             for cell in ((i - 1, j), (i + 1, j), (i, j - 1), (i, j + 1)):
                 if cell in self.cells and cell not in distance:
                     distance[cell] = distance[i, j] + 1
@@ -193,6 +193,6 @@ class Navigation:
 
 
 def _in_hallway(free: np.ndarray, i: int, j: int) -> bool:
-    """Free before and behind, walls on both sides."""
+    """Whether both neighbours along one axis are free and both along the other are walls."""
     rows, columns = free[[i - 1, i + 1], j], free[i, [j - 1, j + 1]]
     return bool((rows.all() and not columns.any()) or (columns.all() and not rows.any()))

@@ -1,0 +1,22 @@
+"""What every suite returns."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from shortcutrl.data import ActionScale, Dataset
+
+
+class Task(NamedTuple):
+    """A dataset and the environment that its policies are evaluated in.
+
+    - `dataset`: a [`Dataset`][shortcutrl.data.Dataset].
+    - `make_env`: makes the environment, a `gymnasium.Env`. Its options are those of `gymnasium.make`.
+    - `source`: the file or the name that the dataset was read from.
+    - `scale`: maps the dataset's actions to the environment's, or `None` where they are the same.
+    """
+
+    dataset: Dataset
+    make_env: Callable[..., Any]
+    source: Path | str
+    scale: ActionScale | None = None

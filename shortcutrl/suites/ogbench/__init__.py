@@ -1,0 +1,9 @@
+"""OGBench's single-task datasets with state observations. Needs the extra `ogbench`."""
+
+try:
+    from shortcutrl.suites.ogbench._generate import CAN_GENERATE as CAN_GENERATE
+    from shortcutrl.suites.ogbench._generate import generate as generate
+    from shortcutrl.suites.ogbench._load import load as load
+    from shortcutrl.suites.ogbench._load import make_env as make_env
+except ModuleNotFoundError as error:
+    raise ImportError(f"shortcutrl.suites.ogbench needs {error.name}: pip install 'shortcutrl[ogbench]'") from error
