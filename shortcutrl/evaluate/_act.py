@@ -1,0 +1,170 @@
+"""Functions that act: from actors, and compiled for batches of observations."""
+
+import functools
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from shortcutrl._checks import as_size
+from shortcutrl._types import Actor, Obs, show, typed
+
+MAX_NOISE = 10_000_000
+
+
+class _Bound(eqx.Partial):
+    """As `functools.partial`: an argument of the call replaces one that was bound."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.func(*self.args, *args, **(self.keywords | kwargs))
+
+
+def as_pytree(tree: Any) -> Any:
+    """Replace each `functools.partial` by a pytree, so that `jit` sees the arrays that it binds."""
+
+    def convert(leaf: Any) -> Any:
+        if isinstance(leaf, functools.partial):
+            return _Bound(as_pytree(leaf.func), *as_pytree(leaf.args), **as_pytree(leaf.keywords))
+        return leaf
+
+    return jax.tree.map(convert, tree, is_leaf=lambda leaf: isinstance(leaf, functools.partial))
+
+
+class _DrawNoise(eqx.Module):
+    shape: tuple[int, ...] = eqx.field(static=True)
+
+    def __call__(self, actor: Actor, obs: Obs, *, key: Array) -> Array:
+        return _call("`actor` cannot be called as `actor(obs, noise)`", actor, obs, jax.random.normal(key, self.shape))
+
+
+@typed
+def keyed(actor: Actor, shape: Any) -> Callable[..., Array]:
+    """Return `act(obs, *, key) = actor(obs, noise)`, where `noise` is standard normal.
+
+    **Arguments:**
+
+    - `actor`: `actor(obs, noise) -> action`. A `functools.partial` becomes a pytree, so new weights do not compile
+      again in [`evaluate`][shortcutrl.evaluate.evaluate].
+    - `shape`: the shape of the noise, a tuple: `(action,)` for `rollout_k`, `(n, action)` for `bon_select`.
+
+    **Returns:** a function for [`evaluate`][shortcutrl.evaluate.evaluate] and [`record`][shortcutrl.evaluate.record],
+    an `eqx.Partial`.
+
+    **Raises:** `ValueError` for a shape that is not a tuple of positive integers.
+
+    !!! Example
+
+        ```python
+        import functools, jax, jax.numpy as jnp
+        from shortcutrl import nn, rollout_k
+        from shortcutrl.evaluate import keyed
+
+        policy = nn.ShortcutPolicy(3, 2, width=8, depth=1, key=jax.random.key(0))
+        act = keyed(functools.partial(rollout_k, policy, k=4, clip=(-1.0, 1.0)), (2,))
+        assert act(jnp.zeros(3), key=jax.random.key(1)).shape == (2,)
+        ```
+    """
+    if not isinstance(shape, tuple):
+        raise ValueError(f"`shape` must be a tuple of integers, such as (2,), got {show(shape)}.")
+    sizes = tuple(as_size("shape", size) for size in shape)
+    if math.prod(sizes) > MAX_NOISE:
+        raise ValueError(f"`shape` must have at most {MAX_NOISE:,} elements, got {sizes}.")
+    return eqx.Partial(_DrawNoise(sizes), as_pytree(actor))
+
+
+class Compiler:
+    """Compile `act` for batches. Keep the last program only, so nothing that the user drops stays alive.
+
+    An `act` without arrays is compiled each time, because the values that it closes over may have changed.
+    """
+
+    def __init__(self, action_shape: tuple[int, ...]):
+        self._action_shape = action_shape
+        self._last: tuple[Any, list[Any], Callable[..., Array]] | None = None
+
+    def __call__(self, act: Callable[..., Any]) -> Callable[[np.ndarray, np.ndarray, Any], np.ndarray]:
+        """Return a function of the seeds, the steps and the observations of a batch."""
+        arrays, static = eqx.partition(as_pytree(act), _is_array)
+        leaves, structure = jax.tree.flatten(static)
+        if self._last is not None and _same(self._last[:2], (structure, leaves)):
+            program = self._last[2]
+        else:
+            program = _program(static, self._action_shape)
+            self._last = (structure, leaves, program) if jax.tree.leaves(arrays) else None
+        return lambda seeds, steps, obs: np.asarray(program(arrays, seeds.astype(np.uint32), steps, obs))
+
+
+def _is_array(leaf: Any) -> bool:
+    """Whether `jit` can take the leaf as an argument. NumPy scalars stay static: they may be sizes."""
+    return isinstance(leaf, jax.Array) or (isinstance(leaf, np.ndarray) and leaf.dtype.kind in "fiubc")
+
+
+def _same(last: Any, current: Any) -> bool:
+    (structure, leaves), (other_structure, other_leaves) = last, current
+    try:
+        return structure == other_structure and all(
+            a is b or (type(a) is type(b) and bool(a == b)) for a, b in zip(leaves, other_leaves, strict=True)
+        )
+    except Exception:  # of an object that cannot be compared: compile again
+        return False
+
+
+def _program(static: Any, action_shape: tuple[int, ...]) -> Callable[..., Array]:
+    def one(act, seed, step, obs):
+        key = jax.random.fold_in(jax.random.key(seed), step)
+        return _as_action(_call(_NOT_ACT, act, obs, key=key), action_shape)
+
+    def many(arrays, seeds, steps, obs):
+        return jax.vmap(functools.partial(one, eqx.combine(arrays, static)))(seeds, steps, obs)
+
+    return jax.jit(many)
+
+
+_NOT_ACT = "`act` cannot be called as `act(obs, key=key)`. If it is an actor, pass `keyed(actor, shape)`"
+
+
+def _call(mismatch: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call the user's `function`. Say so if it does not take these arguments."""
+    try:
+        return function(*args, **kwargs)
+    except TypeError as error:
+        if (reason := _refusal(function, args, kwargs, error)) is None:
+            raise
+        raise TypeError(f"{mismatch}: {reason}") from error
+
+
+def _refusal(function: Callable[..., Any], args: Any, kwargs: Any, error: TypeError) -> TypeError | None:
+    """Why `function` does not take the arguments; `None` if the error is from inside it."""
+    try:
+        inspect.signature(_unwrapped(function)).bind(*args, **kwargs)
+    except TypeError as reason:
+        return reason
+    except ValueError:  # a builtin without a signature
+        return error
+    direct = error.__traceback__ is None or error.__traceback__.tb_next is None
+    return error if direct else None
+
+
+def _unwrapped(act: Callable[..., Any]) -> Callable[..., Any]:
+    """`act` in a form whose signature is known."""
+    return functools.partial(_unwrapped(act.func), *act.args, **act.keywords) if isinstance(act, eqx.Partial) else act
+
+
+def _as_action(action: Any, shape: tuple[int, ...]) -> Array:
+    real = isinstance(action, jax.Array | np.ndarray | np.generic) and (
+        jnp.issubdtype(action.dtype, jnp.floating) or jnp.issubdtype(action.dtype, jnp.integer)
+    )
+    if not real:
+        raise TypeError(f"`act` must return one array of real numbers, the action, got {show(action)}.")
+    if action.shape != shape:
+        raise ValueError(
+            f"`act` must return an action of shape {shape}, as the environment's, got {action.shape}. It gets one "
+            "unbatched observation."
+        )
+    return jnp.asarray(action)
