@@ -1,54 +1,69 @@
-"""What each number of jumps does in a run of `sorl.py`, on states of its dataset: why some k act better than others.
+"""Measure what each number of jumps does in a run of sorl.py, on states of its dataset: why some k act better.
 
-gap: how far the first jump, of 1/k, lands from two of half the size; zero where the half-jump law holds. The smallest
-jump has none, for nothing half its size is trained.
-from data: how far the action lies from one that the data took there. Both are root mean squares over dimensions.
-gain: by how much its Q is above that of the data's action, in the standard deviations that Q has over the data.
-doubt: the critics' standard deviation about its Q, in the same unit.
+gap: how far the first jump, of 1/k, lands from two of half the size; zero where self-consistency holds. It is not
+measured for the smallest jump, because half jumps of that size are not trained.
+distance: of the action from the action in the dataset. Gap and distance are root mean squares over dimensions.
+gain: Q of the action minus Q of the action in the dataset, in standard deviations of Q over the dataset.
+doubt: the standard deviation of Q between the critics, in the same unit.
 """
 
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import tyro
-from sorl import load, verifier
 
-from shortcutrl import consistency_gap, data, rollout_k
+from shortcutrl import consistency_gap, data, sorl
+from shortcutrl.runs import load_checkpoint, load_settings
+from shortcutrl.suites import ogbench
 
 
-def measure(policy, critic, obs, action, noise, *, k: int) -> tuple[jax.Array, ...]:
-    """Of one state: the squared gap and distance, Q of policy and of data, and the spread of the critics."""
-    acted = rollout_k(policy, obs, noise, k=k, clip=(-1.0, 1.0))
-    gap = consistency_gap(policy, obs, noise, 0.0, 1 / k)
-    q, q_data = critic(obs, acted), critic(obs, action)
-    return jnp.mean(gap**2), jnp.mean((acted - action) ** 2), q.mean(), q_data.mean(), q.std()
+@partial(jax.jit, static_argnames=("config", "k"))
+def measure(state: sorl.State, batch: Any, noise: jax.Array, *, config: sorl.Config, k: int) -> dict[str, jax.Array]:
+    actor = sorl.actor(state, config=config, k=k)
+    critic = partial(state.target_critic, k=k) if config.condition_critic_on_k else state.target_critic
+
+    def one(obs, action, noise):
+        acted, gap = actor(obs, noise), consistency_gap(state.target_policy, obs, noise, 0.0, 1 / k)
+        return gap, acted - action, critic(obs, acted), critic(obs, action)
+
+    gap, distance, q, q_data = jax.vmap(one)(batch.obs, batch.action, noise)
+    unit = q_data.mean(axis=1).std()
+    return {
+        "gap": jnp.sqrt(jnp.mean(gap**2)),
+        "distance": jnp.sqrt(jnp.mean(distance**2)),
+        "gain": (q - q_data).mean() / unit,
+        "doubt": q.std(axis=1).mean() / unit,
+    }
 
 
 def main(
-    run: Annotated[Path, tyro.conf.Positional],  # a folder of `sorl.py`
+    run: Annotated[Path, tyro.conf.Positional],  # a folder of sorl.py
     states: int = 4096,  # drawn from its dataset
 ) -> None:
-    try:
-        args, state = load(run)
-        dataset = data.load_ogbench(args.env, episodes=args.data_episodes).dataset
-    except (ValueError, OSError) as error:
-        sys.exit(f"jumps.py: {error}")
+    settings = load_settings(run)
+    if "config" not in settings:
+        raise ValueError(f"{run} holds no run of sorl.py.")
+    dataset = ogbench.load(settings["env"], episodes=settings["data_episodes"]).dataset
     batch_key, noise_key = jax.random.split(jax.random.key(0))
     batch = data.sample(dataset, batch_key, batch_size=states)
     noise = jax.random.normal(noise_key, batch.action.shape)
-    print(f"{'k':>2} {'gap':>7} {'from data':>10} {'gain':>7} {'doubt':>7}")
-    for k in args.jumps:
-        each = jax.jit(jax.vmap(partial(measure, state.target_policy, verifier(args, state, k=k), k=k)))
-        gap, far, q, q_data, spread = each(batch.obs, batch.action, noise)
-        unit = q_data.std()
-        missed = f"{jnp.sqrt(gap.mean()):.3f}" if k < args.num_steps else "-"
-        gain, doubt = (q - q_data).mean() / unit, spread.mean() / unit
-        print(f"{k:>2} {missed:>7} {jnp.sqrt(far.mean()):>10.3f} {gain:>7.3f} {doubt:>7.3f}")
+    config, shape = sorl.Config(**settings["config"]), {"width": settings["width"], "depth": settings["depth"]}
+    networks = sorl.networks(batch, **shape, condition_critic_on_k=config.condition_critic_on_k, key=noise_key)
+    not_needed: Any = None  # the states of the optimizers
+    state = load_checkpoint(run, sorl.State(*networks, *networks, not_needed, not_needed))
+    print(f"{'k':>2} {'gap':>8} {'distance':>8} {'gain':>8} {'doubt':>8}")
+    for k in [2**i for i in range(int(config.num_steps).bit_length())]:
+        values = measure(state, batch, noise, config=config, k=k)
+        told = ["-" if name == "gap" and k == config.num_steps else f"{value:.3f}" for name, value in values.items()]
+        print(f"{k:>2}", *(f"{value:>8}" for value in told))
 
 
 if __name__ == "__main__":
-    tyro.cli(main, description=__doc__)
+    try:
+        tyro.cli(main, description=__doc__)
+    except (ValueError, OSError) as error:
+        sys.exit(f"jumps.py: {error}")

@@ -1,12 +1,12 @@
-"""One policy trained on many devices, of one process or of several: each takes its share of every batch.
+"""Train one policy on many devices, of one process or of several. Each computes its share of every batch.
 
-The program is that of one device. Where the batch lies says who computes what; XLA adds the sum of the gradients.
+The program is that of one device. The sharding of the batch says who computes what; XLA adds the sum of the gradients.
 
-On one machine, with as many devices as it has (or eight that it pretends to have):
+On one machine, with all its devices (or eight that it simulates):
 
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python examples/many_devices.py
 
-On several machines, the same command on each, which differs in `--process` only:
+On several machines, the same command on each, with its own --process:
 
     python examples/many_devices.py --processes 2 --coordinator host-0:9876 --process 0
 """
@@ -18,16 +18,17 @@ from pathlib import Path
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 import tyro
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from shortcutrl import Transition, nn, sorl
+from shortcutrl import Transition, sorl
+
+CONFIG = sorl.Config(max_jumps=4, q_weight=1.0)
 
 
 def experience(key, batch_size: int) -> Transition:
-    """One step each: actions from a ring of five modes, rewarded for where they point."""
+    """Episodes of one step: actions from a ring of five modes, rewarded for where they point."""
     mode_key, noise_key, obs_key = jax.random.split(key, 3)
     angle = jax.random.randint(mode_key, (batch_size,), 0, 5) * 0.4 * jnp.pi
     action = 0.8 * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1)
@@ -52,21 +53,18 @@ def main(
         sys.exit(f"`batch_size` must be a multiple of the {jax.device_count()} devices, got {batch_size}.")
     mesh = Mesh(jax.devices(), ("batch",))
     shared, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("batch"))
-    config = sorl.Config(num_steps=8, max_jumps=4, q_weight=1.0, optimizer=optax.adam(3e-4))
 
     @partial(jax.jit, out_shardings=shared)
     def start(key):
-        policy_key, critic_key = jax.random.split(key)
-        policy = nn.ShortcutPolicy(2, 2, width=width, depth=depth, key=policy_key)
-        critic = nn.EnsembleCritic(2, 2, width=width, depth=depth, key=critic_key)
-        return sorl.init(policy, critic, config=config)
+        networks = sorl.networks(experience(key, 1), width=width, depth=depth, key=key)
+        return sorl.init(networks, config=CONFIG, optimizers=sorl.OPTIMIZERS)
 
     @partial(jax.jit, donate_argnums=0, out_shardings=shared)
     def train(state, key):
         def one_update(state, key):
             batch_key, update_key = jax.random.split(key)
             batch = jax.lax.with_sharding_constraint(experience(batch_key, batch_size), split)
-            return sorl.update(state, batch, config=config, key=update_key)
+            return sorl.update(state, batch, config=CONFIG, optimizers=sorl.OPTIMIZERS, key=update_key)
 
         return jax.lax.scan(one_update, state, jax.random.split(key, updates))
 

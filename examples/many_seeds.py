@@ -1,171 +1,199 @@
 """Train many agents in one program: every task of an OGBench environment times several seeds. Evaluate them all.
 
-The tasks share a dataset and differ in its rewards. All agents take the same number of jumps in an update, so that the
-program computes for each what it would compute for one. On several devices each device holds some of the agents.
+The tasks share a dataset and differ in its rewards. All agents take the same number of jumps in an update: otherwise
+the program would compute every number of jumps for each agent. On several devices, each holds some of the agents.
 """
 
+import csv
 import dataclasses
 import re
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import tyro
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from runs import Run
-from sorl import Args, evaluate_cell, initial_state, parse, settings_of, table_of
 from tqdm import tqdm
 
-from shortcutrl import Transition, data, sorl
-from shortcutrl.evaluate import EnvPool
+from shortcutrl import data, sorl
+from shortcutrl.evaluate import EnvPool, Evaluation, evaluate, keyed
+from shortcutrl.runs import Run, append_row, read_rows
+from shortcutrl.suites import Task, ogbench
 
 
 @dataclasses.dataclass(frozen=True)
-class ManyArgs(Args):
-    out: Path = Path("runs/many")  # the folder of the run; in it one for each agent, as `sorl.py` makes them
-    seeds: int = 8  # agents of each task, from `seed` on
-    tasks: tuple[int, ...] = (1, 2, 3, 4, 5)  # of the environment that `env` names
+class Args:
+    env: str = "scene-play-singletask-v0"  # an OGBench single-task dataset; `tasks` says which tasks
+    tasks: tuple[int, ...] = (1, 2, 3, 4, 5)
+    seeds: int = 8  # agents of each task
+    out: Path = Path("runs/many")  # the folder of the run; in it one for each agent, as sorl.py makes them
+    data_episodes: int = 250  # of a dataset that is generated locally
 
-    def agents(self) -> list[Args]:
-        seeds = range(self.seed, self.seed + self.seeds)
-        return [self.agent(task, seed) for task in self.tasks for seed in seeds]
+    updates: int = 16_000  # gradient steps
+    updates_per_checkpoint: int = 1_000  # in one call of the compiled program
+    batch_size: int = 256  # transitions in one gradient step of one agent
+    width: int = 256  # of each hidden layer
+    depth: int = 3  # hidden layers
+    learning_rate: float = 1e-3  # of Adam, at its peak; it rises over a tenth of the updates, then falls to 0
+    n_step: int = 5  # environment steps that a TD target looks ahead
+    num_steps: int = 8  # M, the largest number of jumps that the policy learns
+    max_jumps: int = 4  # M_BTT, the largest number of jumps that Q is maximised through
+    q_weight: float = 10.0  # of maximising Q; 0 is behaviour cloning
+    discount: float = 0.99  # gamma
+    tau: float = 0.02  # how far the target networks move at each update
+    condition_critic_on_k: bool = False  # whether the critic sees the number of jumps
 
-    def agent(self, task: int, seed: int) -> Args:
-        common = {field.name: getattr(self, field.name) for field in dataclasses.fields(Args)}
-        return Args(**common | {"env": self.name(task), "seed": seed, "out": self.out / f"task{task}-seed{seed}"})
+    k: int = 1  # jumps to act with
+    n: int = 1  # candidates to act with
+    episodes: int = 50  # of the evaluation of each agent
+    processes: int = 4  # that hold the environments of the evaluation; two for each core are best
+
+    def agents(self) -> list[tuple[int, int]]:
+        """Task and seed of each agent."""
+        return [(task, seed) for task in self.tasks for seed in range(self.seeds)]
 
     def name(self, task: int) -> str:
         return re.sub(r"singletask(-task\d+)?", f"singletask-task{task}", self.env)
 
-
-class Tasks(NamedTuple):
-    dataset: Transition  # its reward and mask have a column for each task; all else the tasks share
-    make_envs: list[Callable[[], gymnasium.Env]]
-    settings: list[dict[str, Any]]  # of the first agent of each task
-
-
-def load_tasks(args: ManyArgs) -> Tasks:
-    datasets, make_envs, settings = [], [], []
-    for task in args.tasks:
-        loaded = data.load_ogbench(args.name(task), episodes=args.data_episodes)
-        dataset = data.n_step(loaded.dataset, loaded.episode_end, n=args.n_step, discount=args.discount)
-        datasets.append(dataset._replace(obs=None, next_obs=None) if datasets else dataset)  # the first's will do
-        make_envs.append(loaded.make_env)
-        settings.append(settings_of(args.agent(task, args.seed), loaded))
-    reward, mask = (jnp.stack([getattr(each, name) for each in datasets], axis=-1) for name in ("reward", "mask"))
-    return Tasks(datasets[0]._replace(reward=reward, mask=mask), make_envs, settings)
+    def check(self) -> sorl.Config:
+        if min(self.seeds, len(self.tasks), self.updates, self.updates_per_checkpoint, self.k, self.n) < 1:
+            raise ValueError("`seeds`, `tasks`, `updates`, `updates_per_checkpoint`, `k`, `n` must not be 0 or empty.")
+        if len(self.agents()) % jax.device_count():
+            raise ValueError(
+                f"the number of agents must be a multiple of the {jax.device_count()} devices, got {len(self.tasks)} "
+                f"tasks with `seeds` = {self.seeds}."
+            )
+        names = [field.name for field in dataclasses.fields(sorl.Config) if hasattr(self, field.name)]
+        return sorl.Config(**{name: getattr(self, name) for name in names})
 
 
-def train(args: ManyArgs, config: sorl.Config, dataset: Transition, run: Run) -> sorl.State:
+def settings_of(args: Args, config: sorl.Config, task: Task) -> dict[str, Any]:
+    """What the result depends on, by the names of sorl.py."""
+    names = ("data_episodes", "updates", "batch_size", "width", "depth", "learning_rate", "n_step")
+    sizes = {"obs_size": task.dataset.obs.shape[-1], "action_size": task.dataset.action.shape[-1]}
+    dataset = {"dataset": Path(task.source).name, "config": dataclasses.asdict(config)}
+    return {name: getattr(args, name) for name in names} | sizes | dataset
+
+
+def train(args: Args, config: sorl.Config, datasets: list[data.Dataset], run: Run) -> sorl.State:
     """The states of all agents, along one leading axis."""
     agents = args.agents()
-    names = [agent.out.name for agent in agents]
-    column = jnp.array([args.tasks.index(task) for task in args.tasks for _ in range(args.seeds)])
-    keys = jnp.stack([jax.random.split(jax.random.key(agent.seed), 3) for agent in agents])
-    init_keys, train_keys, jumps_key = keys[:, 0], keys[:, 1], keys[0, 2]
-    sizes = dataset.obs.shape[-1], dataset.action.shape[-1]
-    states = run.restore(jax.jit(jax.vmap(lambda key: initial_state(args, config, sizes, key)))(init_keys))
+    schedule = optax.warmup_cosine_decay_schedule(0.0, args.learning_rate, args.updates // 10, args.updates)
+    adam = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
+    options = {"config": config, "optimizers": sorl.Networks(adam, adam)}
+    sample = partial(data.sample, batch_size=args.batch_size, n_step=args.n_step, discount=args.discount)
 
-    mesh = Mesh(jax.devices(), ("agents",))
-    states, train_keys, column = jax.device_put(
-        (states, train_keys, column), NamedSharding(mesh, PartitionSpec("agents"))
-    )
-    dataset, jumps_key = jax.device_put((dataset, jumps_key), NamedSharding(mesh, PartitionSpec()))
+    def start(key):
+        shape = {"width": args.width, "depth": args.depth, "condition_critic_on_k": args.condition_critic_on_k}
+        return sorl.init(sorl.networks(sample(datasets[0], key), **shape, key=key), **options)
+
+    # Each agent has the rewards of its task. All else is shared.
+    which = [args.tasks.index(task) for task, _ in agents]
+    reward, mask = (jnp.stack([getattr(datasets[i], name) for i in which]) for name in ("reward", "mask"))
+    dataset = datasets[0]._replace(reward=reward, mask=mask)
+    axes = data.Dataset(None, None, 0, 0, None, None)  # pyright: ignore[reportArgumentType]
+    keys = jax.vmap(jax.random.split)(jnp.stack([jax.random.key(seed) for _, seed in agents]))
+    states = run.restore(jax.jit(jax.vmap(start))(keys[:, 0]))
+    split = NamedSharding(Mesh(jax.devices(), ("agents",)), PartitionSpec("agents"))
+    shared = NamedSharding(split.mesh, PartitionSpec())
+    places = data.Dataset(shared, shared, split, split, shared, shared)  # pyright: ignore[reportArgumentType]
+    dataset = data.Dataset(*(jax.device_put(*each) for each in zip(dataset, places, strict=True)))
+    states, keys = jax.device_put((states, keys[:, 1]), split)
 
     @partial(jax.jit, donate_argnums=0)
-    def many_updates(states, dataset, train_keys, jumps_key, steps):
-        def one_agent(state, key, column, jumps):
+    def many_updates(states, dataset, keys, steps):
+        def one_agent(state, dataset, key, jumps_key):
             batch_key, update_key = jax.random.split(key)
-            batch = data.sample(dataset, batch_key, batch_size=args.batch_size)
-            batch = batch._replace(reward=batch.reward[:, column], mask=batch.mask[:, column])
-            return sorl.update(state, batch, config=config, key=update_key, jumps=jumps)
+            batch = sample(dataset, batch_key)
+            return sorl.update(state, batch, **options, key=update_key, jumps_key=jumps_key)
 
         def one_update(states, step):
-            jumps = sorl.draw_jumps(jax.random.fold_in(jumps_key, step), config=config)
-            keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(train_keys, step)
-            return jax.vmap(one_agent, in_axes=(0, 0, 0, None))(states, keys, column, jumps)
+            now = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, step)
+            jumps_key = jax.random.fold_in(jax.random.key(0), step)
+            return jax.vmap(one_agent, in_axes=(0, axes, 0, None))(states, dataset, now, jumps_key)
 
         states, info = jax.lax.scan(one_update, states, steps)
         return states, jax.tree.map(lambda x: x.mean(axis=0), info)
 
     with tqdm(total=args.updates, initial=run.step, desc=f"training {len(agents)} agents", unit="update") as bar:
-        done = run.step
-        while done < args.updates:
-            count = min(args.updates_per_dispatch, args.updates - done)
-            states, info = many_updates(states, dataset, train_keys, jumps_key, jnp.arange(done, done + count))
-            info = {name: np.asarray(value).tolist() for name, value in info._asdict().items()}
-            done += count
+        while (done := bar.n) < args.updates:
+            count = min(args.updates_per_checkpoint, args.updates - done)
+            states, info = many_updates(states, dataset, keys, jnp.arange(done, done + count))
+            values = {name: np.asarray(value) for name, value in info._asdict().items()}
             bar.update(count)
-            bar.set_postfix({name: f"{np.mean(info[name]):.3g}" for name in ("td", "q", "flow_matching")})
-            rows = {f"{name}/{names[i]}": value for name, values in info.items() for i, value in enumerate(values)}
-            run.log(done, rows)
-            if done % args.updates_per_checkpoint == 0 or done == args.updates:
-                run.save(done, states)
+            run.log(bar.n, {f"{name}/{folder(*agents[i])}": x for name, xs in values.items() for i, x in enumerate(xs)})
+            run.save(bar.n, states)
     return states
 
 
-def evaluate_all(args: ManyArgs, states: sorl.State, tasks: Tasks, metrics: list[dict[str, float]]) -> np.ndarray:
-    """The success rates, tasks by seeds. Each agent gets a folder as `sorl.py` makes it."""
-    agents, rates = args.agents(), []
-    cell = args.k, args.n, args.episodes
-    with tqdm(total=len(agents), desc="evaluating", unit="agent") as bar:
-        for i, (make_env, settings) in enumerate(zip(tasks.make_envs, tasks.settings, strict=True)):
-            with EnvPool(make_env, processes=args.processes) as pool:
-                for j, agent in list(enumerate(agents))[i * args.seeds : (i + 1) * args.seeds]:
-                    state = jax.tree.map(lambda x, j=j: x[j], states)
-                    with Run(agent.out, settings | {"seed": agent.seed}) as run:
-                        if run.step == 0:
-                            for row in metrics:
-                                run.log(int(row["step"]), own_columns(row, agent.out.name))
-                            run.save(args.updates, state)
-                        if cell not in table_of(run):
-                            evaluate_cell(agent, state, pool, run, k=args.k, n=args.n, episodes=args.episodes)
-                        rates.append(table_of(run)[cell].success_rate)
+def folder(task: int, seed: int) -> str:
+    return f"task{task}-seed{seed}"
+
+
+def evaluate_agent(args: Args, state: sorl.State, pool: EnvPool, run: Run, metrics: list[dict[str, Any]]) -> Evaluation:
+    """The result of one agent, from its folder if it is there."""
+    if run.step == 0:
+        for row in metrics:
+            own = {name: value for name, value in row.items() if name.endswith(f"/{run.folder.name}")}
+            run.log(row["step"], {name.split("/")[0]: value for name, value in own.items()})
+        run.save(args.updates, state)
+    cell = {"k": args.k, "n": args.n, "episodes": args.episodes}
+    while not (rows := [row for row in read_rows(run.folder, "table") if cell.items() <= row.items()]):
+        shape = (args.n, *pool.action_shape) if args.n > 1 else pool.action_shape
+        policy = keyed(sorl.actor(state, config=args.check(), k=args.k, n=args.n), shape)
+        append_row(run.folder, "table", cell | evaluate(policy, pool, episodes=args.episodes)._asdict())
+    return Evaluation(*(np.array(rows[-1][name]) for name in Evaluation._fields))
+
+
+def run_all(args: Args) -> dict[tuple[int, int], Evaluation]:
+    """Train and evaluate all agents. Results by task and seed."""
+    config = args.check()
+    args.out.mkdir(parents=True, exist_ok=True)
+    tasks = [ogbench.load(args.name(task), episodes=args.data_episodes) for task in args.tasks]
+    settings, results = settings_of(args, config, tasks[0]), {}
+    with Run(args.out, settings | {"env": args.env, "tasks": args.tasks, "seeds": args.seeds}) as run:
+        states = train(args, config, [task.dataset for task in tasks], run)
+    with tqdm(total=len(args.agents()), desc="evaluating", unit="agent") as bar:
+        for i, (number, task) in enumerate(zip(args.tasks, tasks, strict=True)):
+            with EnvPool(task.make_env, processes=args.processes) as pool:
+                for seed in range(args.seeds):
+                    state = jax.tree.map(lambda x, agent=i * args.seeds + seed: x[agent], states)
+                    own = settings | {"env": args.name(number), "seed": seed}
+                    with Run(args.out / folder(number, seed), own) as run:
+                        results[number, seed] = evaluate_agent(args, state, pool, run, read_rows(args.out, "metrics"))
                     bar.update()
-    return np.reshape(rates, (len(args.tasks), args.seeds))
-
-
-def own_columns(row: dict[str, float], agent: str) -> dict[str, float]:
-    return {name.split("/")[0]: value for name, value in row.items() if name.endswith(f"/{agent}")}
-
-
-def report(args: ManyArgs, rates: np.ndarray) -> str:
-    lines = [f"success over {args.episodes} episodes with k = {args.k}, n = {args.n}"]
-    for name, row in zip([*args.tasks, "mean"], [*rates, rates.mean(axis=0)], strict=True):
-        lines.append(f"task {name}: {row.mean():.2f} (seeds: {', '.join(f'{rate:.2f}' for rate in row)})")
-    return "\n".join(lines)
+    return results
 
 
 def main() -> None:
-    args = parse(ManyArgs, __doc__)
+    args = tyro.cli(Args, description=__doc__)
     try:
-        config = args.check()
-        if args.seeds < 1 or not args.tasks:
-            raise ValueError(f"`seeds` and `tasks` must not be empty, got {args.seeds} and {args.tasks}.")
-        if len(args.agents()) % jax.device_count():
-            raise ValueError(
-                f"the number of agents must be a multiple of the {jax.device_count()} devices, got {len(args.tasks)} "
-                f"tasks with `seeds` = {args.seeds}."
-            )
-        args.out.mkdir(parents=True, exist_ok=True)
-        tasks = load_tasks(args)
-        settings = tasks.settings[0] | {"tasks": args.tasks, "seeds": args.seeds}
-        with Run(args.out, settings) as run:
-            states = train(args, config, tasks.dataset, run)
-            rates = evaluate_all(args, states, tasks, run.rows("metrics"))
+        results = run_all(args)
     except ValueError as error:
         sys.exit(f"many_seeds.py: {error}")
     except OSError as error:
-        sys.exit(f"many_seeds.py: {error} (what {args.out} holds is kept: the same command goes on from there)")
+        sys.exit(f"many_seeds.py: {error} ({args.out} is kept: the same command resumes)")
     except KeyboardInterrupt:
-        sys.exit("many_seeds.py: interrupted; the same command goes on from what is done")
-    print(report(args, rates))
-    print(f"metrics, checkpoints and tables of each agent: {args.out}")
+        sys.exit("many_seeds.py: interrupted; the same command resumes")
+    with (args.out / "results.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["task", "seed", "k", "n", "episodes", "successes"])
+        for (task, seed), result in results.items():
+            writer.writerow([task, seed, args.k, args.n, args.episodes, result.success.sum()])
+    print(f"success with k = {args.k}, n = {args.n} (95% interval over the episodes of all seeds)")
+    for task in args.tasks:
+        each = [results[task, seed] for seed in range(args.seeds)]
+        together = Evaluation(*map(np.concatenate, zip(*each, strict=True)))
+        low, high = together.success_interval()
+        seeds = ", ".join(f"{result.success_rate:.2f}" for result in each)
+        print(f"task {task}: {together.success_rate:.2f} ({low:.2f} to {high:.2f}), seeds: {seeds}")
+    print(f"mean of the tasks: {np.mean([result.success_rate for result in results.values()]):.2f}")
+    print(f"metrics, checkpoints and tables of each agent, results.csv: {args.out}")
 
 
 if __name__ == "__main__":

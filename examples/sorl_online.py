@@ -1,122 +1,125 @@
-"""Go on online: act in the environment from a checkpoint of `sorl.py`, and train on what happens and on the old data.
+"""Continue a run of sorl.py online: act in the environment, and train on the new episodes and the old dataset.
 
-Half of each batch is drawn from a replay of the new episodes, half from the offline dataset; the update is the same.
+Half of each batch is drawn from a replay buffer of the new episodes, half from the offline dataset.
 """
 
-import dataclasses
-import json
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import tyro
-from runs import Run
-from sorl import actor, load
 from tqdm import tqdm
 
-from shortcutrl import Transition, data, sorl
-from shortcutrl.evaluate import EnvPool, evaluate
+from shortcutrl import data, sorl
+from shortcutrl.evaluate import EnvPool, evaluate, keyed
+from shortcutrl.runs import Run, load_checkpoint, load_settings
+from shortcutrl.suites import ogbench
 
 
 class Replay:
-    """The last `capacity` steps, in the order in which they happened."""
+    """The rows of the last `capacity` environment steps, as a dataset. An empty row is never the start of a sample."""
 
-    def __init__(self, example: Transition, capacity: int):
-        self.steps = jax.tree.map(lambda x: np.zeros((capacity, *x.shape[1:]), np.float32), example)
-        self.episode_end = np.zeros(capacity, bool)
+    def __init__(self, example: data.Dataset, capacity: int):
+        empty = jax.tree.map(lambda x: np.zeros((capacity, *x.shape[1:]), x.dtype), example)
+        self.dataset = empty._replace(mask=empty.mask + 1, episode_end=np.ones(capacity, bool))
         self.added = 0
 
-    def add(self, *, end: bool, **step) -> None:
-        index = self.added % len(self.episode_end)
-        for name, value in step.items():
-            getattr(self.steps, name)[index] = value
-        self.episode_end[index] = end
+    def add(self, obs, action, reward: float, *, terminated: bool, end: bool) -> None:
+        row = obs, action, reward, not terminated, end
+        for values, value in zip(jax.tree.leaves(self.dataset), jax.tree.leaves(row), strict=True):
+            values[self.added % len(values)] = value
         self.added += 1
-
-    def __len__(self) -> int:
-        return min(self.added, len(self.episode_end))
 
 
 def play(policy, env, seed: int, replay: Replay) -> bool:
-    """One episode into the replay; whether it succeeded."""
+    """Add one episode to the replay buffer. Returns whether it succeeded."""
     obs, info = env.reset(seed=seed)
     key, ended = jax.random.key(seed), False
     while not ended:
         key, step_key = jax.random.split(key)
-        action = np.asarray(policy(obs, step_key))
+        action = np.array(policy(obs, key=step_key))
         next_obs, reward, terminated, truncated, info = env.step(action)
         ended = terminated or truncated
-        step = {"obs": obs, "action": action, "reward": reward, "mask": 1.0 - terminated, "next_obs": next_obs}
-        replay.add(**step, end=ended)
+        replay.add(obs, action, reward, terminated=terminated, end=False)
         obs = next_obs
+    replay.add(obs, np.zeros(env.action_space.shape), 0.0, terminated=False, end=True)  # the successor of the last step
     return bool(info.get("success", False))
 
 
 def main(
-    run: Annotated[Path, tyro.conf.Positional],  # a folder of `sorl.py`
-    out: Path = Path("runs/online"),  # the folder for the results
+    run: Annotated[Path, tyro.conf.Positional],  # a folder of sorl.py
+    out: Path = Path("runs/online"),  # the folder for the results, a new one
     k: int = 1,  # jumps to act with
     n: int = 1,  # candidates to act with
     episodes: int = 50,  # to play
     updates_per_episode: int = 100,
-    learning_rate: float = 1e-4,  # Adam's
-    capacity: int = 100_000,  # steps that the replay holds
+    learning_rate: float = 1e-4,  # of Adam
+    capacity: int = 100_000,  # environment steps in the replay buffer
     evaluation_episodes: int = 50,  # before and after
+    processes: int | None = None,  # that hold the environments of the evaluation; by default two for each core
 ) -> None:
-    args, state = load(run)
-    args = dataclasses.replace(args, schedule="constant", learning_rate=learning_rate, out=out)
-    config = args.check()
-    averages = {"target_policy": state.target_policy, "target_critic": state.target_critic}
-    state = sorl.init(state.policy, state.critic, config=config)._replace(**averages)  # with a fresh optimiser
-    task = data.load_ogbench(args.env, episodes=args.data_episodes)
-    offline = data.n_step(task.dataset, task.episode_end, n=args.n_step, discount=args.discount)
-    action_size = offline.action.shape[-1]
-    choose = partial(actor, args, k=k, n=n, action_size=action_size)
+    settings = load_settings(run)
+    if "config" not in settings:
+        raise ValueError(f"{run} holds no run of sorl.py.")
+    config, seed = sorl.Config(**settings["config"]), settings["seed"]
+    adam = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(learning_rate))
+    options = {"config": config, "optimizers": sorl.Networks(adam, adam)}
+    lookahead = {"n_step": settings["n_step"], "discount": config.discount}
+    task = ogbench.load(settings["env"], episodes=settings["data_episodes"])
+
+    example = data.sample(task.dataset, jax.random.key(0), batch_size=1)
+    shape = {"width": settings["width"], "depth": settings["depth"], "key": jax.random.key(0)}
+    networks = sorl.networks(example, **shape, condition_critic_on_k=config.condition_critic_on_k)
+    not_needed: Any = None  # the states of the optimizers, which start afresh
+    trained = load_checkpoint(run, sorl.State(*networks, *networks, not_needed, not_needed))
+    state = sorl.init((trained.policy, trained.critic), **options)
+    state = state._replace(target_policy=trained.target_policy, target_critic=trained.target_critic)
+
+    def policy(state: sorl.State):
+        action_shape = example.action.shape[1:]
+        return keyed(sorl.actor(state, config=config, k=k, n=n), (n, *action_shape) if n > 1 else action_shape)
 
     @jax.jit
     def decide(state, obs, key):
-        return choose(state)(obs, key=key)
+        return policy(state)(obs, key=key)
 
     @partial(jax.jit, donate_argnums=0)
-    def learn(state, offline, steps, episode_end, size, key):
-        online = data.n_step(steps, episode_end, n=args.n_step, discount=args.discount)
-
+    def learn(state, offline, online, key):
         def one_update(state, key):
             old_key, new_key, update_key = jax.random.split(key, 3)
-            old = data.sample(offline, old_key, batch_size=args.batch_size // 2)
-            index = jax.random.randint(new_key, (args.batch_size // 2,), 0, size)
-            new = jax.tree.map(lambda x: x[index], online)
+            size = settings["batch_size"] // 2
+            old = data.sample(offline, old_key, batch_size=size, **lookahead)
+            new = data.sample(online, new_key, batch_size=size, **lookahead)
             batch = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), old, new)
-            return sorl.update(state, batch, config=config, key=update_key)
+            return sorl.update(state, batch, **options, key=update_key)
 
         state, info = jax.lax.scan(one_update, state, jax.random.split(key, updates_per_episode))
         return state, jax.tree.map(jnp.mean, info)
 
-    settings = json.loads((run / "settings.json").read_text())
-    settings |= {"schedule": "constant", "learning_rate": learning_rate, "from": str(run), "capacity": capacity}
-    replay, env, wins = Replay(offline, capacity), task.make_env(), 0
-    with Run(out, settings) as log, EnvPool(task.make_env, processes=args.processes) as pool:
+    online = {"from": str(run), "online_learning_rate": learning_rate, "capacity": capacity}
+    replay, env, successes = Replay(task.dataset, capacity), task.make_env(), 0
+    with Run(out, settings | online) as log, EnvPool(task.make_env, processes=processes) as pool:
         if log.step:
-            raise ValueError(f"{out} holds a run that has ended: choose another `out`.")
-        before = evaluate(choose(state), pool, episodes=evaluation_episodes)
-        for episode in tqdm(range(episodes), unit="episode"):
-            success = play(partial(decide, state), env, 1_000_000 + episode, replay)  # none of the evaluation's seeds
-            key = jax.random.fold_in(jax.random.key(args.seed + 1_000_000), episode)  # none of the training's
-            state, info = learn(state, offline, replay.steps, replay.episode_end, len(replay), key)
-            log.log(episode + 1, {"success": float(success), **{name: float(x) for name, x in info._asdict().items()}})
-            wins += success
+            raise ValueError(f"{out} holds a run that has ended: choose another --out.")
+        before = evaluate(policy(state), pool, episodes=evaluation_episodes)
+        for episode in tqdm(range(1, episodes + 1), unit="episode"):
+            success = play(partial(decide, state), env, 1_000_000 + episode, replay)  # no seed of the evaluation
+            key = jax.random.fold_in(jax.random.key(seed + 1_000_000), episode)  # no key of the training
+            state, info = learn(state, task.dataset, replay.dataset, key)
+            log.log(episode, {"success": success, **info._asdict()})
+            successes += success
         log.save(episodes, state)
-        after = evaluate(choose(state), pool, episodes=evaluation_episodes)
+        after = evaluate(policy(state), pool, episodes=evaluation_episodes)
     for name, result in {"before": before, "after": after}.items():
         low, high = result.success_interval()
-        print(
-            f"{name}: success {result.success_rate:.2f} ({low:.2f} to {high:.2f}) over {len(result.success)} episodes"
-        )
-    print(f"meanwhile: {wins} of {episodes} episodes, {replay.added} steps; metrics and checkpoint: {out}")
+        said = f"{result.success_rate:.2f} ({low:.2f} to {high:.2f}) over {len(result.success)} episodes"
+        print(f"{name}: success {said}")
+    print(f"online: {successes} of {episodes} episodes, {replay.added - episodes} steps; metrics, checkpoint: {out}")
 
 
 if __name__ == "__main__":
@@ -125,4 +128,4 @@ if __name__ == "__main__":
     except (ValueError, OSError) as error:
         sys.exit(f"sorl_online.py: {error}")
     except KeyboardInterrupt:
-        sys.exit("sorl_online.py: interrupted; metrics are kept, but the same command starts anew")
+        sys.exit("sorl_online.py: interrupted; it cannot resume, choose another --out")
