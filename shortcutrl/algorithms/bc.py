@@ -1,0 +1,261 @@
+"""BC: a Gaussian of unit standard deviation that imitates the dataset. No reward, no Q.
+
+Source: behaviour cloning as the baseline of FQL ([arXiv 2502.02538](https://arxiv.org/abs/2502.02538)).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import optax
+from jaxtyping import Array, PRNGKeyArray
+
+from shortcutrl import _training, nn
+from shortcutrl._actors import clipped, noiseless
+from shortcutrl._flow import gaussian_nll
+from shortcutrl._types import Actor, Integer, Number, Scalar, Transition, typed
+
+
+class Networks(NamedTuple):
+    """One entry for each network: the networks of [`init`][shortcutrl.bc.init], or their optimizers.
+
+    - `policy`: an [`Actor`][shortcutrl.Actor], a Gaussian of unit standard deviation: its mean plus noise of shape
+      `(action,)`.
+    """
+
+    policy: Any
+
+
+OPTIMIZERS = Networks(optax.adam(3e-4))
+"""The published optimizer: Adam with learning rate 3e-4."""
+
+
+@typed
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The hyperparameters of BC, validated when constructed; the default is the published one. Plain data.
+
+    - `clip`: the range of actions, (low, high), or `None`.
+
+    !!! Example
+
+        ```python
+        from shortcutrl import bc
+
+        config = bc.Config()
+        ```
+    """
+
+    clip: tuple[Number, Number] | list[Number] | None = (-1.0, 1.0)
+
+    def __post_init__(self):
+        _training.validate(self)
+
+
+class State(NamedTuple):
+    """All that an update changes.
+
+    - `policy`: the network.
+    - `policy_opt_state`: the state of the optimizer.
+    """
+
+    policy: Any
+    policy_opt_state: optax.OptState
+
+
+class Draws(NamedTuple):
+    """All the randomness of one update: none."""
+
+
+class Info(NamedTuple):
+    """What one update saw, a scalar; a mean over the batch.
+
+    - `nll`: minus the log-likelihood of the dataset's actions, the loss.
+    """
+
+    nll: Scalar
+
+
+@typed
+def networks(
+    example: Transition,
+    *,
+    width: Integer = 512,
+    depth: Integer = 4,
+    encoder: Callable[[Any], Array] | None = None,
+    key: PRNGKeyArray,
+) -> Networks:
+    """Make the published network: an MLP with GELU.
+
+    **Arguments:**
+
+    - `example`: a transition or a batch of them, of the sizes to come.
+    - `width`, `depth`: of the hidden layers.
+    - `encoder`: from one observation to a vector, trained with the network. `None` for vectors.
+    - `key`: a JAX random key.
+
+    **Returns:** [`Networks`][shortcutrl.bc.Networks]. Any other callable pytree can take its place.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, bc
+
+        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
+        (policy,) = bc.networks(example, width=32, depth=2, key=jax.random.key(0))
+        ```
+    """
+    sizes = _training.sizes_of(example, encoder)
+    return Networks(nn.GaussianPolicy(*sizes, width=width, depth=depth, encoder=encoder, key=key))
+
+
+@typed
+def init(networks: tuple | list, *, config: Config, optimizers: tuple | list) -> State:
+    """Start training: a copy of the network, a fresh optimizer state.
+
+    **Arguments:**
+
+    - `networks`: [`Networks`][shortcutrl.bc.Networks]: a callable pytree, such as an Equinox Module, with any leaves.
+    - `config`: static.
+    - `optimizers`: [`Networks`][shortcutrl.bc.Networks] of one optax transformation.
+
+    **Returns:** the [`State`][shortcutrl.bc.State]. It shares no array with `networks`, so it may be donated.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, bc
+
+        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
+        networks = bc.networks(example, width=32, depth=2, key=jax.random.key(0))
+        state = bc.init(networks, config=bc.Config(), optimizers=bc.OPTIMIZERS)
+        ```
+    """
+    (policy,), (opt_state,) = _training.start(Networks, networks, optimizers)
+    return State(policy, opt_state)
+
+
+@typed
+def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
+    """Draw the randomness of one update, which is none: the loss uses the policy's mean.
+
+    **Arguments:**
+
+    - `key`: a JAX random key.
+    - `batch`: transitions with one leading axis.
+
+    **Returns:** [`Draws`][shortcutrl.bc.Draws].
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, bc
+
+        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
+        draws = bc.draw(jax.random.key(0), batch)
+        ```
+    """
+    return Draws()
+
+
+@typed
+def policy_loss(policy: Any, state: State, batch: Transition, draws: Draws, *, config: Config) -> tuple[Scalar, Scalar]:
+    r"""Imitate the dataset: $-\log \pi(a \mid s)$, the mean of [`gaussian_nll`][shortcutrl.gaussian_nll].
+
+    **Arguments:**
+
+    - `policy`: the policy that learns. Gradients flow into it.
+    - `state`: not used.
+    - `batch`: transitions with one leading axis; only `obs` and `action` are used.
+    - `draws`: from [`draw`][shortcutrl.bc.draw].
+    - `config`: static.
+
+    **Returns:** the loss, and its likelihood term, which is all of it; scalars.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, bc
+
+        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
+        config, key = bc.Config(), jax.random.key(0)
+        networks = bc.networks(batch, width=32, depth=2, key=key)
+        state = bc.init(networks, config=config, optimizers=bc.OPTIMIZERS)
+        loss, nll = bc.policy_loss(state.policy, state, batch, bc.draw(key, batch), config=config)
+        ```
+    """
+    mean = jax.vmap(partial(noiseless, policy))(batch.obs, batch.action)  # the noise, of which only the shape is used
+    loss = jax.vmap(gaussian_nll)(mean.astype(batch.action.dtype), batch.action).mean()
+    return loss, loss
+
+
+@typed
+def update(
+    state: State, batch: Transition, *, config: Config, optimizers: tuple | list, key: PRNGKeyArray
+) -> tuple[State, Info]:
+    """Make one gradient step of the policy on one batch.
+
+    Pure and not jitted: wrap it in `jax.jit`, scan it over steps, `vmap` it over agents.
+
+    **Arguments:**
+
+    - `state`: from [`init`][shortcutrl.bc.init] or the update before.
+    - `batch`: a [`Transition`][shortcutrl.Transition] with one leading axis.
+    - `config`: static.
+    - `optimizers`: those that the state was made with.
+    - `key`: a JAX random key; not used, because nothing is drawn.
+
+    **Returns:** the new state and [`Info`][shortcutrl.bc.Info].
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from functools import partial
+        from shortcutrl import Transition, bc
+
+        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
+        options = {"config": bc.Config(), "optimizers": bc.OPTIMIZERS}
+        state = bc.init(bc.networks(batch, width=32, depth=2, key=jax.random.key(0)), **options)
+        state, info = jax.jit(partial(bc.update, **options))(state, batch, key=jax.random.key(1))
+        ```
+    """
+    _training.check_batch(batch)
+    (_, nll), grads = _training.learn(policy_loss)(state.policy, state, batch, draw(key, batch), config=config)
+    return _training.step(Networks, state, optimizers, policy=grads), Info(nll)
+
+
+@typed
+def actor(state: State, *, config: Config, sample: bool = False) -> Actor:
+    """Act with the policy, clipped: by its mean, or by a sample.
+
+    **Arguments:**
+
+    - `state`: from [`update`][shortcutrl.bc.update].
+    - `config`: of the training.
+    - `sample`: whether to add the noise. The published evaluation uses the mean.
+
+    **Returns:** an [`Actor`][shortcutrl.Actor] of noise of shape `(action,)`, a pytree.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, bc
+
+        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
+        networks = bc.networks(example, width=32, depth=2, key=jax.random.key(0))
+        state = bc.init(networks, config=bc.Config(), optimizers=bc.OPTIMIZERS)
+        act = bc.actor(state, config=bc.Config())
+        assert jnp.allclose(act(example.obs, jnp.ones(2)), act(example.obs, jnp.zeros(2)))
+        ```
+    """
+    act = state.policy if sample else eqx.Partial(noiseless, state.policy)
+    return eqx.Partial(clipped, act, clip=config.clip)

@@ -1,0 +1,411 @@
+"""CAC: a consistency model imitates the dataset and maximises Q through its few steps.
+
+Source: consistency actor-critic ([arXiv 2309.16984](https://arxiv.org/abs/2309.16984)) and its code, with the settings
+of the FQL paper ([arXiv 2502.02538](https://arxiv.org/abs/2502.02538)). The code differs in these points:
+
+- The policy is an MLP of 3 x 256 with Mish. Its input is not scaled, and it sees an embedding of the noise level.
+- The schedule of the noise levels starts again at each evaluation; here it runs once.
+- The loss of Q takes one critic, drawn at random, and divides by the mean |Q| of the other; here both are the mean over
+  the ensemble. The critic's loss is the sum over the ensemble, here the mean.
+- The policy's average moves at every fifth update, after 1,000 updates; here at each update.
+- To act, one of 50 samples is drawn with the probabilities softmax(Q); here the agent acts with one sample.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Int, PRNGKeyArray
+
+from shortcutrl import _checks, _training, nn
+from shortcutrl._call import action_of, ensemble_of
+from shortcutrl._consistency import (
+    LARGEST_LEVEL,
+    consistency_function,
+    consistency_loss,
+    consistency_sample,
+    noise_level,
+)
+from shortcutrl._improve import q_loss
+from shortcutrl._types import Actor, Integer, Number, Scalar, Transition, typed
+from shortcutrl._value import bellman_target
+from shortcutrl._value import critic_loss as fit_critic
+
+
+class Networks(NamedTuple):
+    """One entry for each network: the networks of [`init`][shortcutrl.cac.init], or their optimizers.
+
+    - `policy`: the network of a [`consistency_function`][shortcutrl.consistency_function], `policy(obs, x, u)`.
+    - `critic`: a [`Critic`][shortcutrl.Critic].
+    """
+
+    policy: Any
+    critic: Any
+
+
+OPTIMIZERS = Networks(*[optax.chain(optax.clip_by_global_norm(5.0), optax.adam(3e-4))] * 2)
+"""The published optimizers: Adam with learning rate 3e-4, after clipping the gradient to norm 5."""
+
+FIRST_LEVELS, LAST_START = 2, 2.0
+"""The number of noise levels at the first update, and the noise level that the last step of a sample starts from."""
+
+CONSISTENCY_WEIGHT = 100.0
+"""Of the consistency loss, divided by the distance of the two noise levels."""
+
+
+@typed
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The hyperparameters of CAC, validated when constructed; the defaults are the published ones. Plain data.
+
+    - `eta`: the weight of Q against imitation, non-negative. Tune it for each environment (published: 0.003 to 1).
+    - `sample_steps`: in which the policy makes an action; Q is maximised through them.
+    - `num_levels`: the number of noise levels, at least 2, when `schedule_updates` updates are done. It grows from 2.
+    - `schedule_updates`: at least 1.
+    - `backup_candidates`: the actions in the TD target, of which each critic takes its best.
+    - `discount`: γ, in [0, 1].
+    - `tau`: how far the averages move at each update, in (0, 1].
+    - `clip`: the range of actions, (low, high), or `None`.
+
+    !!! Example
+
+        ```python
+        from shortcutrl import cac
+
+        config = cac.Config(eta=0.01)
+        ```
+    """
+
+    eta: Number = 1.0
+    sample_steps: Integer = 2
+    num_levels: Integer = 150
+    schedule_updates: Integer = 50_000
+    backup_candidates: Integer = 10
+    discount: Number = 0.99
+    tau: Number = 0.005
+    clip: tuple[Number, Number] | list[Number] | None = (-1.0, 1.0)
+
+    def __post_init__(self):
+        _training.validate(self, non_negative=["eta"], sizes=["sample_steps", "schedule_updates", "backup_candidates"])
+        _checks.as_size("num_levels", self.num_levels, FIRST_LEVELS)
+
+
+class State(NamedTuple):
+    """All that an update changes.
+
+    - `policy`, `critic`: the networks. The agent acts with the policy.
+    - `target_policy`, `target_critic`: the moving averages, for both targets: of TD and of consistency.
+    - `policy_opt_state`, `critic_opt_state`: the states of the optimizers.
+    - `updates`: how many there were, an integer.
+    """
+
+    policy: Any
+    critic: Any
+    target_policy: Any
+    target_critic: Any
+    policy_opt_state: optax.OptState
+    critic_opt_state: optax.OptState
+    updates: Int[Array, ""]
+
+
+class Draws(NamedTuple):
+    """All the randomness of one update; arrays with the batch as their leading axis.
+
+    - `td_noise`: of the actions in the TD target, shape `(batch, backup_candidates, sample_steps, action)`.
+    - `q_noise`: of the actions that maximise Q, shape `(batch, sample_steps, action)`.
+    - `noise`, `level`: of the consistency loss, shapes `(batch, action)` and `(batch,)`; `level` is uniform on [0, 1)
+      and chooses a pair of neighbouring noise levels.
+    """
+
+    td_noise: Array
+    q_noise: Array
+    noise: Array
+    level: Array
+
+
+class Info(NamedTuple):
+    """What one update saw, each a scalar; means over the batch.
+
+    - `td`: the critic's loss.
+    - `q`: the ensemble's mean Q of the dataset's actions.
+    - `consistency`: the policy's imitation loss.
+    - `q_loss`: minus the mean Q of the policy's actions, before normalising.
+    - `levels`: the number of noise levels.
+    """
+
+    td: Scalar
+    q: Scalar
+    consistency: Scalar
+    q_loss: Scalar
+    levels: Scalar
+
+
+@typed
+def networks(
+    example: Transition,
+    *,
+    width: Integer = 512,
+    depth: Integer = 4,
+    policy_width: Integer = 256,
+    policy_depth: Integer = 3,
+    encoder: Callable[[Any], Array] | None = None,
+    key: PRNGKeyArray,
+) -> Networks:
+    """Make the networks: MLPs with GELU, LayerNorm in the critic, two critics.
+
+    **Arguments:**
+
+    - `example`: a transition or a batch of them, of the sizes to come.
+    - `width`, `depth`: of the hidden layers of the critic.
+    - `policy_width`, `policy_depth`: of the hidden layers of the policy.
+    - `encoder`: from one observation to a vector; each network trains a copy. `None` for vectors.
+    - `key`: a JAX random key.
+
+    **Returns:** [`Networks`][shortcutrl.cac.Networks]. Any other pair of callable pytrees can take their place.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, cac
+
+        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
+        policy, critic = cac.networks(example, width=32, depth=2, policy_width=32, key=jax.random.key(0))
+        ```
+    """
+    sizes = _training.sizes_of(example, encoder)
+    policy_key, critic_key = jax.random.split(key)
+    policy = nn.FlowPolicy(*sizes, width=policy_width, depth=policy_depth, encoder=encoder, key=policy_key)
+    return Networks(policy, nn.EnsembleCritic(*sizes, width=width, depth=depth, encoder=encoder, key=critic_key))
+
+
+@typed
+def init(networks: tuple | list, *, config: Config, optimizers: tuple | list) -> State:
+    """Start training: copies of the networks, their averages equal to them, fresh optimizer states.
+
+    **Arguments:**
+
+    - `networks`: [`Networks`][shortcutrl.cac.Networks]: callable pytrees, such as Equinox Modules, with any leaves.
+    - `config`: static.
+    - `optimizers`: [`Networks`][shortcutrl.cac.Networks] of optax transformations.
+
+    **Returns:** the [`State`][shortcutrl.cac.State]. It shares no array with `networks`, so it may be donated.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, cac
+
+        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
+        networks = cac.networks(example, width=32, depth=2, policy_width=32, key=jax.random.key(0))
+        state = cac.init(networks, config=cac.Config(), optimizers=cac.OPTIMIZERS)
+        ```
+    """
+    nets, opt_states = _training.start(Networks, networks, optimizers)
+    policy, critic = nets
+    averages = jax.tree.map(jnp.copy, (policy, critic))
+    return State(policy, critic, *averages, *opt_states, updates=jnp.zeros((), jnp.int32))
+
+
+@typed
+def draw(key: PRNGKeyArray, batch: Transition, *, config: Config) -> Draws:
+    """Draw the noise and the noise levels of one update.
+
+    **Arguments:**
+
+    - `key`: a JAX random key.
+    - `batch`: transitions with one leading axis.
+    - `config`: static.
+
+    **Returns:** [`Draws`][shortcutrl.cac.Draws].
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, cac
+
+        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
+        assert cac.draw(jax.random.key(0), batch, config=cac.Config()).td_noise.shape == (8, 10, 2, 2)
+        ```
+    """
+    td_key, q_key, noise_key, level_key = jax.random.split(key, 4)
+    (size, action), dtype = batch.action.shape, batch.action.dtype
+    q_shape = size, int(config.sample_steps), action
+    td_shape = size, int(config.backup_candidates), *q_shape[1:]
+    td_noise, q_noise = jax.random.normal(td_key, td_shape, dtype), jax.random.normal(q_key, q_shape, dtype)
+    noise = jax.random.normal(noise_key, (size, action), dtype)
+    return Draws(td_noise, q_noise, noise, jax.random.uniform(level_key, (size,), dtype))
+
+
+def _actor(policy: Any, config: Config) -> Actor:
+    """Samples of the policy, from noise of shape `(sample_steps, action)`."""
+    levels = tuple(np.linspace(LARGEST_LEVEL, LAST_START, config.sample_steps).tolist())
+    model = eqx.Partial(consistency_function, policy)
+    return eqx.Partial(consistency_sample, model, levels=levels, clip=config.clip)
+
+
+@typed
+def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, config: Config) -> tuple[Scalar, Scalar]:
+    r"""Fit Q to the best of several next actions: $y = r + \gamma m \min_i \max_j Q_{\bar\phi_i}(s', a'_j)$.
+
+    **Arguments:**
+
+    - `critic`: the critic that learns. Gradients flow into it alone.
+    - `state`: its `target_policy` makes the next actions, its `target_critic` evaluates them.
+    - `batch`: transitions with one leading axis.
+    - `draws`: from [`draw`][shortcutrl.cac.draw].
+    - `config`: static.
+
+    **Returns:** the loss and the mean Q of the dataset's actions, scalars.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, cac
+
+        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
+        config, key = cac.Config(), jax.random.key(0)
+        networks = cac.networks(batch, width=32, depth=2, policy_width=32, key=key)
+        state = cac.init(networks, config=config, optimizers=cac.OPTIMIZERS)
+        draws = cac.draw(key, batch, config=config)
+        loss, q = cac.critic_loss(state.critic, state, batch, draws, config=config)
+        ```
+    """
+    act = _actor(state.target_policy, config)
+
+    def one(transition, noise):
+        def evaluate(noise):
+            action = action_of("state.target_policy", act, transition.next_obs, noise)
+            return ensemble_of("state.target_critic", state.target_critic, transition.next_obs, action)
+
+        next_value = jax.vmap(evaluate)(noise).max(axis=0).min()
+        return fit_critic(critic, transition, bellman_target(transition, next_value, discount=config.discount))
+
+    losses, info = jax.vmap(one)(batch, draws.td_noise)
+    return losses.mean(), info.q.mean()
+
+
+@typed
+def policy_loss(
+    policy: Any, state: State, batch: Transition, draws: Draws, *, config: Config
+) -> tuple[Scalar, tuple[Scalar, Scalar, Scalar]]:
+    r"""Compute $\frac{100}{\sigma_{n+1} - \sigma_n} L_\text{consistency} - \eta\, \bar Q / \overline{|Q|}$ of a batch.
+
+    The noise levels are the N of [`noise_level`][shortcutrl.noise_level] at equal distances of their position. N grows
+    with the number of updates $k$ as $\lceil \sqrt{\kappa (N_1^2 - 4) + 4} - 1 \rceil + 1$, where $N_1$ is
+    `config.num_levels` and $\kappa$ is $k$ divided by `config.schedule_updates`, at most 1.
+
+    **Arguments:**
+
+    - `policy`: the policy that learns. Gradients flow into it alone.
+    - `state`: its `target_policy` is the teacher of the consistency loss, its `critic` evaluates the policy's actions.
+    - `batch`, `draws`, `config`: as in [`critic_loss`][shortcutrl.cac.critic_loss].
+
+    **Returns:** the loss, its consistency and Q losses before weighting by `eta`, and N; scalars.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, cac
+
+        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
+        config, key = cac.Config(), jax.random.key(0)
+        networks = cac.networks(batch, width=32, depth=2, policy_width=32, key=key)
+        state = cac.init(networks, config=config, optimizers=cac.OPTIMIZERS)
+        draws = cac.draw(key, batch, config=config)
+        loss, terms = cac.policy_loss(state.policy, state, batch, draws, config=config)
+        ```
+    """
+    done = jnp.minimum(state.updates / config.schedule_updates, 1)
+    growth = jnp.sqrt(done * (config.num_levels**2 - FIRST_LEVELS**2) + FIRST_LEVELS**2)
+    gaps = jnp.ceil(growth - 1)  # one less than there are levels
+    gaps = gaps.astype(draws.level.dtype)
+    first = jnp.minimum(jnp.floor(draws.level * gaps), gaps - 1)
+    low, high = noise_levels = [jax.vmap(noise_level)((first + i) / gaps) for i in (0, 1)]
+
+    models = (eqx.Partial(consistency_function, network) for network in (policy, state.target_policy))
+    losses = jax.vmap(partial(consistency_loss, *models))(batch.obs, batch.action, draws.noise, *noise_levels)
+    consistency = (CONSISTENCY_WEIGHT / (high - low) * losses).mean()
+    critic = jax.lax.stop_gradient(state.critic)
+    losses, info = jax.vmap(partial(q_loss, _actor(policy, config), critic))(batch.obs, draws.q_noise)
+    minus_q = losses.mean()
+    loss = consistency + config.eta * _training.normalized(minus_q, info.q)
+    return loss, (consistency, minus_q, gaps + 1)
+
+
+@typed
+def update(
+    state: State, batch: Transition, *, config: Config, optimizers: tuple | list, key: PRNGKeyArray
+) -> tuple[State, Info]:
+    """Make one gradient step on one batch: the critic by TD, the policy against the new critic, then both averages.
+
+    Pure and not jitted: wrap it in `jax.jit`, scan it over steps, `vmap` it over agents.
+
+    **Arguments:**
+
+    - `state`: from [`init`][shortcutrl.cac.init] or the update before.
+    - `batch`: a [`Transition`][shortcutrl.Transition] with one leading axis.
+    - `config`: static.
+    - `optimizers`: those that the state was made with.
+    - `key`: a JAX random key, a new one for each update.
+
+    **Returns:** the new state and [`Info`][shortcutrl.cac.Info].
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from functools import partial
+        from shortcutrl import Transition, cac
+
+        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
+        options = {"config": cac.Config(), "optimizers": cac.OPTIMIZERS}
+        networks = cac.networks(batch, width=32, depth=2, policy_width=32, key=jax.random.key(0))
+        state = cac.init(networks, **options)
+        state, info = jax.jit(partial(cac.update, **options))(state, batch, key=jax.random.key(1))
+        ```
+    """
+    _training.check_batch(batch)
+    draws = draw(key, batch, config=config)
+    (td, q), grads = _training.learn(critic_loss)(state.critic, state, batch, draws, config=config)
+    state = _training.step(Networks, state, optimizers, critic=grads)
+    (_, terms), grads = _training.learn(policy_loss)(state.policy, state, batch, draws, config=config)
+    state = _training.step(Networks, state, optimizers, policy=grads)
+    state = _training.average(state, config.tau)._replace(updates=state.updates + 1)
+    return state, Info(td, q, *terms)
+
+
+@typed
+def actor(state: State, *, config: Config) -> Actor:
+    """Act with a sample of the policy, made in `config.sample_steps` steps and clipped.
+
+    **Arguments:**
+
+    - `state`: from [`update`][shortcutrl.cac.update].
+    - `config`: of the training.
+
+    **Returns:** an [`Actor`][shortcutrl.Actor] of noise of shape `(sample_steps, action)`, a pytree.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, cac
+
+        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
+        networks = cac.networks(example, width=32, depth=2, policy_width=32, key=jax.random.key(0))
+        state = cac.init(networks, config=cac.Config(), optimizers=cac.OPTIMIZERS)
+        assert cac.actor(state, config=cac.Config())(example.obs, jnp.zeros((2, 2))).shape == (2,)
+        ```
+    """
+    return _actor(state.policy, config)

@@ -1,0 +1,340 @@
+"""FBRAC: a flow imitates the dataset and maximises Q, backpropagated through its Euler steps.
+
+Source: the flow variant of behaviour-regularised actor-critic, a baseline of FQL
+([arXiv 2502.02538](https://arxiv.org/abs/2502.02538)) and of QAM ([arXiv 2601.14234](https://arxiv.org/abs/2601.14234)).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PRNGKeyArray
+
+from shortcutrl import _training, nn
+from shortcutrl._flow import flow_matching_loss
+from shortcutrl._improve import q_loss
+from shortcutrl._step import rollout_k
+from shortcutrl._types import Actor, Integer, Number, Scalar, Transition, typed
+from shortcutrl._value import td_loss
+
+
+class Networks(NamedTuple):
+    """One entry for each network: the networks of [`init`][shortcutrl.fbrac.init], or their optimizers.
+
+    - `policy`: a [`Velocity`][shortcutrl.Velocity].
+    - `critic`: a [`Critic`][shortcutrl.Critic].
+    """
+
+    policy: Any
+    critic: Any
+
+
+OPTIMIZERS = Networks(*[optax.adam(3e-4)] * 2)
+"""The published optimizers: Adam with learning rate 3e-4."""
+
+
+@typed
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The hyperparameters of FBRAC, validated when constructed; the defaults are the published ones. Plain data.
+
+    - `alpha`: the weight of flow matching against Q, non-negative. Tune it for each environment (published: 3 to 300;
+      the default is that of cube and scene).
+    - `flow_steps`: the Euler steps of the flow, through which Q is maximised.
+    - `discount`: γ, in [0, 1].
+    - `aggregate`: `"min"` or `"mean"` of the target critics in the TD target. The policy always maximises the mean.
+    - `tau`: how far the target critic moves at each update, in (0, 1].
+    - `clip`: the range of actions, (low, high), or `None`.
+
+    !!! Example
+
+        ```python
+        from shortcutrl import fbrac
+
+        config = fbrac.Config(alpha=30.0)
+        ```
+    """
+
+    alpha: Number = 100.0
+    flow_steps: Integer = 10
+    discount: Number = 0.99
+    aggregate: Literal["min", "mean"] = "mean"
+    tau: Number = 0.005
+    clip: tuple[Number, Number] | list[Number] | None = (-1.0, 1.0)
+
+    def __post_init__(self):
+        _training.validate(self, non_negative=["alpha"], sizes=["flow_steps"])
+
+
+class State(NamedTuple):
+    """All that an update changes.
+
+    - `policy`, `critic`: the networks. The agent acts with the policy.
+    - `target_critic`: the moving average of the critic, for the TD target.
+    - `policy_opt_state`, `critic_opt_state`: the states of the optimizers.
+    """
+
+    policy: Any
+    critic: Any
+    target_critic: Any
+    policy_opt_state: optax.OptState
+    critic_opt_state: optax.OptState
+
+
+class Draws(NamedTuple):
+    """All the randomness of one update; arrays with the batch as their leading axis.
+
+    - `td_noise`, `noise`: of the policy in the TD target and in its own loss, shape `(batch, action)`.
+    - `flow_noise`, `flow_t`: of flow matching, shapes `(batch, action)` and `(batch,)`.
+    """
+
+    td_noise: Array
+    noise: Array
+    flow_noise: Array
+    flow_t: Array
+
+
+class Info(NamedTuple):
+    """What one update saw, each a scalar; means over the batch.
+
+    - `td`: the critic's loss.
+    - `q`: the ensemble's mean Q of the dataset's actions.
+    - `flow_matching`: the policy's imitation loss, before weighting.
+    - `q_loss`: minus the mean Q of the policy's actions.
+    """
+
+    td: Scalar
+    q: Scalar
+    flow_matching: Scalar
+    q_loss: Scalar
+
+
+@typed
+def networks(
+    example: Transition,
+    *,
+    width: Integer = 512,
+    depth: Integer = 4,
+    encoder: Callable[[Any], Array] | None = None,
+    key: PRNGKeyArray,
+) -> Networks:
+    """Make the published networks: MLPs with GELU, LayerNorm in the critic, two critics.
+
+    **Arguments:**
+
+    - `example`: a transition or a batch of them, of the sizes to come.
+    - `width`, `depth`: of the hidden layers.
+    - `encoder`: from one observation to a vector; each network trains a copy. `None` for vectors.
+    - `key`: a JAX random key.
+
+    **Returns:** [`Networks`][shortcutrl.fbrac.Networks]. Any other callable pytrees can take their place.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, fbrac
+
+        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
+        policy, critic = fbrac.networks(example, width=32, depth=2, key=jax.random.key(0))
+        ```
+    """
+    sizes = _training.sizes_of(example, encoder)
+    shape: dict[str, Any] = {"width": width, "depth": depth, "encoder": encoder}
+    policy_key, critic_key = jax.random.split(key)
+    critic = nn.EnsembleCritic(*sizes, **shape, key=critic_key)
+    return Networks(nn.FlowPolicy(*sizes, **shape, key=policy_key), critic)
+
+
+@typed
+def init(networks: tuple | list, *, config: Config, optimizers: tuple | list) -> State:
+    """Start training: copies of the networks, the critic's average equal to it, fresh optimizer states.
+
+    **Arguments:**
+
+    - `networks`: [`Networks`][shortcutrl.fbrac.Networks]: callable pytrees, such as Equinox Modules, with any leaves.
+    - `config`: static.
+    - `optimizers`: [`Networks`][shortcutrl.fbrac.Networks] of optax transformations.
+
+    **Returns:** the [`State`][shortcutrl.fbrac.State]. It shares no array with `networks`, so it may be donated.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, fbrac
+
+        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
+        networks = fbrac.networks(example, width=32, depth=2, key=jax.random.key(0))
+        state = fbrac.init(networks, config=fbrac.Config(), optimizers=fbrac.OPTIMIZERS)
+        ```
+    """
+    nets, opt_states = _training.start(Networks, networks, optimizers)
+    policy, critic = nets
+    return State(policy, critic, jax.tree.map(jnp.copy, critic), *opt_states)
+
+
+@typed
+def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
+    """Draw the noise and the times of one update.
+
+    **Arguments:**
+
+    - `key`: a JAX random key.
+    - `batch`: transitions with one leading axis.
+
+    **Returns:** [`Draws`][shortcutrl.fbrac.Draws].
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, fbrac
+
+        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
+        assert fbrac.draw(jax.random.key(0), batch).flow_t.shape == (8,)
+        ```
+    """
+    noise_key, t_key = jax.random.split(key)
+    td_noise, noise, flow_noise = jax.random.normal(noise_key, (3, *batch.action.shape), batch.action.dtype)
+    return Draws(td_noise, noise, flow_noise, jax.random.uniform(t_key, batch.action.shape[:1], batch.action.dtype))
+
+
+@typed
+def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, config: Config) -> tuple[Scalar, Scalar]:
+    r"""Compute the TD loss of a batch: the mean of [`td_loss`][shortcutrl.td_loss] with the policy's next actions.
+
+    **Arguments:**
+
+    - `critic`: the critic that learns. Gradients flow into it alone.
+    - `state`: its `policy` chooses the next actions, its `target_critic` evaluates them.
+    - `batch`: transitions with one leading axis.
+    - `draws`: from [`draw`][shortcutrl.fbrac.draw].
+    - `config`: static.
+
+    **Returns:** the loss and the mean Q of the dataset's actions, scalars.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, fbrac
+
+        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
+        config, key = fbrac.Config(), jax.random.key(0)
+        networks = fbrac.networks(batch, width=32, depth=2, key=key)
+        state = fbrac.init(networks, config=config, optimizers=fbrac.OPTIMIZERS)
+        loss, q = fbrac.critic_loss(state.critic, state, batch, fbrac.draw(key, batch), config=config)
+        ```
+    """
+    actor = partial(rollout_k, state.policy, k=config.flow_steps, clip=config.clip)
+    options = {"discount": config.discount, "aggregate": config.aggregate}
+    losses, info = jax.vmap(partial(td_loss, critic, state.target_critic, actor, **options))(batch, draws.td_noise)
+    return losses.mean(), info.q.mean()
+
+
+@typed
+def policy_loss(
+    policy: Any, state: State, batch: Transition, draws: Draws, *, config: Config
+) -> tuple[Scalar, tuple[Scalar, Scalar]]:
+    r"""Compute $\alpha L_\text{flow matching} - Q(s, a)$ of a batch, with $a$ from all Euler steps of the policy.
+
+    Published code of QAM divides Q by $\alpha$ instead, which is the same loss up to a factor.
+
+    **Arguments:**
+
+    - `policy`: the policy that learns. Gradients flow into it alone, through all Euler steps.
+    - `state`: its `critic` evaluates the policy's actions.
+    - `batch`, `draws`, `config`: as in [`critic_loss`][shortcutrl.fbrac.critic_loss].
+
+    **Returns:** the loss, and its terms before weighting: flow matching, and minus Q; scalars.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, fbrac
+
+        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
+        config, key = fbrac.Config(), jax.random.key(0)
+        networks = fbrac.networks(batch, width=32, depth=2, key=key)
+        state = fbrac.init(networks, config=config, optimizers=fbrac.OPTIMIZERS)
+        loss, terms = fbrac.policy_loss(state.policy, state, batch, fbrac.draw(key, batch), config=config)
+        ```
+    """
+    match = partial(flow_matching_loss, policy, h=0.0)
+    flow_matching = jax.vmap(match)(batch.obs, batch.action, draws.flow_noise, draws.flow_t).mean()
+    actor = partial(rollout_k, policy, k=config.flow_steps, clip=config.clip)
+    losses, _ = jax.vmap(partial(q_loss, actor, jax.lax.stop_gradient(state.critic)))(batch.obs, draws.noise)
+    minus_q = losses.mean()
+    return config.alpha * flow_matching + minus_q, (flow_matching, minus_q)
+
+
+@typed
+def update(
+    state: State, batch: Transition, *, config: Config, optimizers: tuple | list, key: PRNGKeyArray
+) -> tuple[State, Info]:
+    """Make one gradient step of both networks on one batch, then move the target critic.
+
+    Pure and not jitted: wrap it in `jax.jit`, scan it over steps, `vmap` it over agents.
+
+    **Arguments:**
+
+    - `state`: from [`init`][shortcutrl.fbrac.init] or the update before.
+    - `batch`: a [`Transition`][shortcutrl.Transition] with one leading axis.
+    - `config`: static.
+    - `optimizers`: those that the state was made with.
+    - `key`: a JAX random key, a new one for each update.
+
+    **Returns:** the new state and [`Info`][shortcutrl.fbrac.Info].
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from functools import partial
+        from shortcutrl import Transition, fbrac
+
+        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
+        options = {"config": fbrac.Config(), "optimizers": fbrac.OPTIMIZERS}
+        state = fbrac.init(fbrac.networks(batch, width=32, depth=2, key=jax.random.key(0)), **options)
+        state, info = jax.jit(partial(fbrac.update, **options))(state, batch, key=jax.random.key(1))
+        ```
+    """
+    _training.check_batch(batch)
+    args: Any = state, batch, draw(key, batch)
+    (td, q), critic_grads = _training.learn(critic_loss)(state.critic, *args, config=config)
+    (_, terms), policy_grads = _training.learn(policy_loss)(state.policy, *args, config=config)
+    state = _training.step(Networks, state, optimizers, policy=policy_grads, critic=critic_grads)
+    return _training.average(state, config.tau), Info(td, q, *terms)
+
+
+@typed
+def actor(state: State, *, config: Config) -> Actor:
+    """Act with the flow: all Euler steps, clipped.
+
+    **Arguments:**
+
+    - `state`: from [`update`][shortcutrl.fbrac.update].
+    - `config`: of the training.
+
+    **Returns:** an [`Actor`][shortcutrl.Actor] of noise of shape `(action,)`, a pytree.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, fbrac
+
+        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
+        networks = fbrac.networks(example, width=32, depth=2, key=jax.random.key(0))
+        state = fbrac.init(networks, config=fbrac.Config(), optimizers=fbrac.OPTIMIZERS)
+        assert fbrac.actor(state, config=fbrac.Config())(example.obs, jnp.zeros(2)).shape == (2,)
+        ```
+    """
+    return eqx.Partial(rollout_k, state.policy, k=config.flow_steps, clip=config.clip)

@@ -1,0 +1,392 @@
+"""IDQL: IQL's values; a diffusion model imitates the dataset, and the agent acts with the best of its candidates by Q.
+
+Source: implicit diffusion Q-learning ([arXiv 2304.10573](https://arxiv.org/abs/2304.10573)), with its code's noise
+schedule, sampler and residual network. The rest is as in the comparison of the FQL paper
+([arXiv 2502.02538](https://arxiv.org/abs/2502.02538)) and in [`iql`][shortcutrl.iql.update]. IDQL's code differs:
+
+- Critic and value: 2 x 256 with ReLU; the critic's loss is a mean over the ensemble, here the sum.
+- The policy: dropout of 0.1, a learning rate that follows a cosine to zero, an average that moves by 0.001.
+- Batches of 512. The FQL paper trains IDQL for 3M updates, and most methods for 1M.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PRNGKeyArray
+
+from shortcutrl import _checks, _training, nn
+from shortcutrl._diffusion import ddpm_sample, denoising_loss, vp_schedule
+from shortcutrl._select import best_of_n
+from shortcutrl._types import Actor, Integer, Number, Scalar, Transition, typed
+
+
+class Networks(NamedTuple):
+    """One entry for each network: the networks of [`init`][shortcutrl.idql.init], or their optimizers.
+
+    - `policy`: a [`Denoiser`][shortcutrl.Denoiser] that imitates the dataset.
+    - `critic`: a [`Critic`][shortcutrl.Critic].
+    - `value`: a [`Value`][shortcutrl.Value].
+    """
+
+    policy: Any
+    critic: Any
+    value: Any
+
+
+OPTIMIZERS = Networks(*[optax.adam(3e-4)] * 3)
+"""The published optimizers: Adam with learning rate 3e-4."""
+
+SCHEDULE = partial(vp_schedule, beta_max=10.0)
+"""The published noise schedule."""
+
+
+@typed
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The hyperparameters of IDQL, validated when constructed; the defaults are the published ones. Plain data.
+
+    - `expectile`: of Q that V fits, in [0, 1]. Values towards 1 approach the best action of the dataset (published: 0.9
+      for manipulation, 0.7 for locomotion).
+    - `num_candidates`: from which the agent chooses by Q.
+    - `denoising_steps`: T, the steps of the diffusion, in training and to act.
+    - `discount`: γ, in [0, 1].
+    - `tau`: how far the averages move at each update, in (0, 1].
+    - `clip`: the range of actions, (low, high), or `None`. Applied after each step of the diffusion.
+
+    !!! Example
+
+        ```python
+        from shortcutrl import idql
+
+        config = idql.Config(num_candidates=64)
+        ```
+    """
+
+    expectile: Number = 0.9
+    num_candidates: Integer = 32
+    denoising_steps: Integer = 5
+    discount: Number = 0.99
+    tau: Number = 0.005
+    clip: tuple[Number, Number] | list[Number] | None = (-1.0, 1.0)
+
+    def __post_init__(self):
+        _training.validate(self, sizes=["num_candidates", "denoising_steps"], fractions=["expectile"])
+
+
+class State(NamedTuple):
+    """All that an update changes.
+
+    - `policy`, `critic`, `value`: the networks.
+    - `target_policy`, `target_critic`: the moving averages. The agent acts with them, and V fits the critic's.
+    - `policy_opt_state`, `critic_opt_state`, `value_opt_state`: the states of the optimizers.
+    """
+
+    policy: Any
+    critic: Any
+    value: Any
+    target_policy: Any
+    target_critic: Any
+    policy_opt_state: optax.OptState
+    critic_opt_state: optax.OptState
+    value_opt_state: optax.OptState
+
+
+class Draws(NamedTuple):
+    """All the randomness of one update; arrays with the batch as their leading axis.
+
+    - `noise`, `t`: of the diffusion, shapes `(batch, action)` and `(batch,)`; `t` is one of 1/T, 2/T, ..., 1.
+    """
+
+    noise: Array
+    t: Array
+
+
+class Info(NamedTuple):
+    """What one update saw, each a scalar; means over the batch.
+
+    - `td`: the critic's loss.
+    - `q`: the ensemble's mean Q of the dataset's actions.
+    - `value_loss`, `v`: the loss of V, and V of the dataset's observations.
+    - `denoising`: the policy's loss.
+    """
+
+    td: Scalar
+    q: Scalar
+    value_loss: Scalar
+    v: Scalar
+    denoising: Scalar
+
+
+@typed
+def networks(
+    example: Transition,
+    *,
+    width: Integer = 512,
+    depth: Integer = 4,
+    policy_width: Integer = 256,
+    blocks: Integer = 3,
+    encoder: Callable[[Any], Array] | None = None,
+    key: PRNGKeyArray,
+) -> Networks:
+    """Make the published networks: a residual policy; MLPs with GELU and LayerNorm for two critics and the value.
+
+    **Arguments:**
+
+    - `example`: a transition or a batch of them, of the sizes to come.
+    - `width`, `depth`: of the hidden layers of critic and value.
+    - `policy_width`, `blocks`: of the policy, as in [`ResidualDenoiser`][shortcutrl.nn.ResidualDenoiser].
+    - `encoder`: from one observation to a vector; each network trains a copy. `None` for vectors.
+    - `key`: a JAX random key.
+
+    **Returns:** [`Networks`][shortcutrl.idql.Networks]. Any other callable pytrees can take their place.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, idql
+
+        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
+        policy, critic, value = idql.networks(example, width=32, depth=2, policy_width=32, key=jax.random.key(0))
+        ```
+    """
+    sizes = _training.sizes_of(example, encoder)
+    shape: dict[str, Any] = {"width": width, "depth": depth, "encoder": encoder}
+    policy_key, critic_key, value_key = jax.random.split(key, 3)
+    policy = nn.ResidualDenoiser(*sizes, width=policy_width, blocks=blocks, encoder=encoder, key=policy_key)
+    critic = nn.EnsembleCritic(*sizes, **shape, key=critic_key)
+    return Networks(policy, critic, nn.Value(sizes[0], **shape, key=value_key))
+
+
+@typed
+def init(networks: tuple | list, *, config: Config, optimizers: tuple | list) -> State:
+    """Start training: copies of the networks, the averages equal to them, fresh optimizer states.
+
+    **Arguments:**
+
+    - `networks`: [`Networks`][shortcutrl.idql.Networks]: callable pytrees, such as Equinox Modules, with any leaves.
+    - `config`: static.
+    - `optimizers`: [`Networks`][shortcutrl.idql.Networks] of optax transformations.
+
+    **Returns:** the [`State`][shortcutrl.idql.State]. It shares no array with `networks`, so it may be donated.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, idql
+
+        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
+        networks = idql.networks(example, width=32, depth=2, policy_width=32, key=jax.random.key(0))
+        state = idql.init(networks, config=idql.Config(), optimizers=idql.OPTIMIZERS)
+        ```
+    """
+    nets, opt_states = _training.start(Networks, networks, optimizers)
+    averages = jax.tree.map(jnp.copy, (nets.policy, nets.critic))
+    return State(*nets, *averages, *opt_states)
+
+
+@typed
+def draw(key: PRNGKeyArray, batch: Transition, *, config: Config) -> Draws:
+    """Draw the noise and the times of one update.
+
+    **Arguments:**
+
+    - `key`: a JAX random key.
+    - `batch`: transitions with one leading axis.
+    - `config`: static.
+
+    **Returns:** [`Draws`][shortcutrl.idql.Draws].
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, idql
+
+        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
+        draws = idql.draw(jax.random.key(0), batch, config=idql.Config(denoising_steps=1))
+        assert (draws.t == 1).all()
+        ```
+    """
+    noise_key, t_key = jax.random.split(key)
+    shape, dtype, steps = batch.action.shape, batch.action.dtype, config.denoising_steps
+    t = jax.random.randint(t_key, shape[:1], 1, steps + 1).astype(dtype) / steps
+    return Draws(jax.random.normal(noise_key, shape, dtype), t)
+
+
+@typed
+def value_loss(value: Any, state: State, batch: Transition, draws: Draws, *, config: Config) -> tuple[Scalar, Scalar]:
+    r"""Fit V to an expectile of Q: the mean of [`expectile_loss`][shortcutrl.expectile_loss].
+
+    Here $Q = \min_i Q_{\bar\phi_i}(s, a)$ of the target critic for the dataset's action.
+
+    **Arguments:**
+
+    - `value`: the value that learns. Gradients flow into it alone.
+    - `state`: its `target_critic` evaluates the dataset's actions.
+    - `batch`: transitions with one leading axis.
+    - `draws`: from [`draw`][shortcutrl.idql.draw].
+    - `config`: static.
+
+    **Returns:** the loss and the mean V, scalars.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, idql
+
+        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
+        config, key = idql.Config(), jax.random.key(0)
+        networks = idql.networks(batch, width=32, depth=2, policy_width=32, key=key)
+        state = idql.init(networks, config=config, optimizers=idql.OPTIMIZERS)
+        draws = idql.draw(key, batch, config=config)
+        loss, v = idql.value_loss(state.value, state, batch, draws, config=config)
+        ```
+    """
+    return _training.fit_value(value, state.target_critic, batch, expectile=config.expectile)
+
+
+@typed
+def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, config: Config) -> tuple[Scalar, Scalar]:
+    r"""Fit Q to the value of the next observation: $\sum_i (Q_{\phi_i}(s, a) - (r + \gamma m V(s')))^2$.
+
+    The published loss is the **sum** over the ensemble and the mean over the batch, as that of
+    [`iql`][shortcutrl.iql.critic_loss].
+
+    **Arguments:**
+
+    - `critic`: the critic that learns. Gradients flow into it alone.
+    - `state`: its `value` evaluates the next observations.
+    - `batch`, `draws`, `config`: as in [`value_loss`][shortcutrl.idql.value_loss].
+
+    **Returns:** the loss and the mean Q of the dataset's actions, scalars.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, idql
+
+        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
+        config, key = idql.Config(), jax.random.key(0)
+        networks = idql.networks(batch, width=32, depth=2, policy_width=32, key=key)
+        state = idql.init(networks, config=config, optimizers=idql.OPTIMIZERS)
+        draws = idql.draw(key, batch, config=config)
+        loss, q = idql.critic_loss(state.critic, state, batch, draws, config=config)
+        ```
+    """
+    return _training.fit_critic(critic, state.value, batch, discount=config.discount)
+
+
+@typed
+def policy_loss(policy: Any, state: State, batch: Transition, draws: Draws, *, config: Config) -> tuple[Scalar, Scalar]:
+    """Imitate the dataset: the mean of [`denoising_loss`][shortcutrl.denoising_loss].
+
+    **Arguments:**
+
+    - `policy`: the policy that learns. Gradients flow into it alone.
+    - `state`: not used, because Q does not train this policy.
+    - `batch`, `draws`, `config`: as in [`value_loss`][shortcutrl.idql.value_loss].
+
+    **Returns:** the loss, twice: as a loss and as what [`Info`][shortcutrl.idql.Info] reports; scalars.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, idql
+
+        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
+        config, key = idql.Config(), jax.random.key(0)
+        networks = idql.networks(batch, width=32, depth=2, policy_width=32, key=key)
+        state = idql.init(networks, config=config, optimizers=idql.OPTIMIZERS)
+        draws = idql.draw(key, batch, config=config)
+        loss, denoising = idql.policy_loss(state.policy, state, batch, draws, config=config)
+        ```
+    """
+    denoise = partial(denoising_loss, policy, schedule=SCHEDULE)
+    loss = jax.vmap(denoise)(batch.obs, batch.action, draws.noise, draws.t).mean()
+    return loss, loss
+
+
+@typed
+def update(
+    state: State, batch: Transition, *, config: Config, optimizers: tuple | list, key: PRNGKeyArray
+) -> tuple[State, Info]:
+    """Make one gradient step of all three networks on one batch, then move both averages.
+
+    Pure and not jitted: wrap it in `jax.jit`, scan it over steps, `vmap` it over agents.
+
+    **Arguments:**
+
+    - `state`: from [`init`][shortcutrl.idql.init] or the update before.
+    - `batch`: a [`Transition`][shortcutrl.Transition] with one leading axis.
+    - `config`: static.
+    - `optimizers`: those that the state was made with.
+    - `key`: a JAX random key, a new one for each update.
+
+    **Returns:** the new state and [`Info`][shortcutrl.idql.Info].
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from functools import partial
+        from shortcutrl import Transition, idql
+
+        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
+        options = {"config": idql.Config(), "optimizers": idql.OPTIMIZERS}
+        networks = idql.networks(batch, width=32, depth=2, policy_width=32, key=jax.random.key(0))
+        state = idql.init(networks, **options)
+        state, info = jax.jit(partial(idql.update, **options))(state, batch, key=jax.random.key(1))
+        ```
+    """
+    _training.check_batch(batch)
+    args: Any = state, batch, draw(key, batch, config=config)
+    (fit, v), value_grads = _training.learn(value_loss)(state.value, *args, config=config)
+    (td, q), critic_grads = _training.learn(critic_loss)(state.critic, *args, config=config)
+    (imitation, _), policy_grads = _training.learn(policy_loss)(state.policy, *args, config=config)
+    state = _training.step(Networks, state, optimizers, policy=policy_grads, critic=critic_grads, value=value_grads)
+    return _training.average(state, config.tau), Info(td, q, fit, v, imitation)
+
+
+@typed
+def actor(state: State, *, config: Config, n: Integer | None = None) -> Actor:
+    """Act with the best of `n` samples of the diffusion by the minimum of the target critic.
+
+    **Arguments:**
+
+    - `state`: from [`update`][shortcutrl.idql.update].
+    - `config`: of the training.
+    - `n`: the number of candidates, by default `config.num_candidates`. With 1 the actor's noise has shape
+      `(T, action)`, otherwise `(n, T, action)`, where T is `config.denoising_steps`.
+
+    **Returns:** an [`Actor`][shortcutrl.Actor] that can be an argument of a function under `equinox.filter_jit`.
+
+    **Raises:** `ValueError` for `n` below 1.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, idql
+
+        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
+        networks = idql.networks(example, width=32, depth=2, policy_width=32, key=jax.random.key(0))
+        state = idql.init(networks, config=idql.Config(), optimizers=idql.OPTIMIZERS)
+        act = idql.actor(state, config=idql.Config(), n=4)
+        assert act(example.obs, jax.random.normal(jax.random.key(1), (4, 5, 2))).shape == (2,)
+        ```
+    """
+    n = _checks.as_size("n", config.num_candidates if n is None else n)
+    options: dict[str, Any] = {"steps": config.denoising_steps, "schedule": SCHEDULE, "clip": config.clip}
+    sample = eqx.Partial(ddpm_sample, state.target_policy, **options)
+    return sample if n == 1 else eqx.Partial(best_of_n, sample, state.target_critic, aggregate="min")

@@ -1,0 +1,371 @@
+"""IFQL: IQL's values; a flow imitates the dataset, and the agent acts with the best of its candidates by Q.
+
+Source: implicit flow Q-learning ([arXiv 2502.02538](https://arxiv.org/abs/2502.02538)), the flow variant of IDQL
+([arXiv 2304.10573](https://arxiv.org/abs/2304.10573)).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PRNGKeyArray
+
+from shortcutrl import _checks, _training, nn
+from shortcutrl._flow import flow_matching_loss
+from shortcutrl._select import best_of_n
+from shortcutrl._step import rollout_k
+from shortcutrl._types import Actor, Integer, Number, Scalar, Transition, typed
+
+
+class Networks(NamedTuple):
+    """One entry for each network: the networks of [`init`][shortcutrl.ifql.init], or their optimizers.
+
+    - `policy`: a [`Velocity`][shortcutrl.Velocity] that imitates the dataset.
+    - `critic`: a [`Critic`][shortcutrl.Critic].
+    - `value`: a [`Value`][shortcutrl.Value].
+    """
+
+    policy: Any
+    critic: Any
+    value: Any
+
+
+OPTIMIZERS = Networks(*[optax.adam(3e-4)] * 3)
+"""The published optimizers: Adam with learning rate 3e-4."""
+
+
+@typed
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The hyperparameters of IFQL, validated when constructed; the defaults are the published ones. Plain data.
+
+    - `expectile`: of Q that V fits, in [0, 1]. Values towards 1 approach the best action of the dataset.
+    - `num_candidates`: from which the agent chooses by Q.
+    - `flow_steps`: the Euler steps of the flow.
+    - `discount`: γ, in [0, 1].
+    - `tau`: how far the target critic moves at each update, in (0, 1].
+    - `clip`: the range of actions, (low, high), or `None`.
+
+    !!! Example
+
+        ```python
+        from shortcutrl import ifql
+
+        config = ifql.Config(num_candidates=64)
+        ```
+    """
+
+    expectile: Number = 0.9
+    num_candidates: Integer = 32
+    flow_steps: Integer = 10
+    discount: Number = 0.99
+    tau: Number = 0.005
+    clip: tuple[Number, Number] | list[Number] | None = (-1.0, 1.0)
+
+    def __post_init__(self):
+        _training.validate(self, sizes=["num_candidates", "flow_steps"], fractions=["expectile"])
+
+
+class State(NamedTuple):
+    """All that an update changes.
+
+    - `policy`, `critic`, `value`: the networks. The agent acts with the policy and the critic.
+    - `target_critic`: the moving average of the critic, which V fits.
+    - `policy_opt_state`, `critic_opt_state`, `value_opt_state`: the states of the optimizers.
+    """
+
+    policy: Any
+    critic: Any
+    value: Any
+    target_critic: Any
+    policy_opt_state: optax.OptState
+    critic_opt_state: optax.OptState
+    value_opt_state: optax.OptState
+
+
+class Draws(NamedTuple):
+    """All the randomness of one update; arrays with the batch as their leading axis.
+
+    - `flow_noise`, `flow_t`: of flow matching, shapes `(batch, action)` and `(batch,)`.
+    """
+
+    flow_noise: Array
+    flow_t: Array
+
+
+class Info(NamedTuple):
+    """What one update saw, each a scalar; means over the batch.
+
+    - `td`: the critic's loss.
+    - `q`: the ensemble's mean Q of the dataset's actions.
+    - `value_loss`, `v`: the loss of V, and V of the dataset's observations.
+    - `flow_matching`: the policy's loss.
+    """
+
+    td: Scalar
+    q: Scalar
+    value_loss: Scalar
+    v: Scalar
+    flow_matching: Scalar
+
+
+@typed
+def networks(
+    example: Transition,
+    *,
+    width: Integer = 512,
+    depth: Integer = 4,
+    encoder: Callable[[Any], Array] | None = None,
+    key: PRNGKeyArray,
+) -> Networks:
+    """Make the published networks: MLPs with GELU, LayerNorm in critic and value, two critics.
+
+    **Arguments:**
+
+    - `example`: a transition or a batch of them, of the sizes to come.
+    - `width`, `depth`: of the hidden layers.
+    - `encoder`: from one observation to a vector; each network trains a copy. `None` for vectors.
+    - `key`: a JAX random key.
+
+    **Returns:** [`Networks`][shortcutrl.ifql.Networks]. Any other callable pytrees can take their place.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, ifql
+
+        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
+        policy, critic, value = ifql.networks(example, width=32, depth=2, key=jax.random.key(0))
+        ```
+    """
+    sizes = _training.sizes_of(example, encoder)
+    shape: dict[str, Any] = {"width": width, "depth": depth, "encoder": encoder}
+    policy_key, critic_key, value_key = jax.random.split(key, 3)
+    policy, critic = nn.FlowPolicy(*sizes, **shape, key=policy_key), nn.EnsembleCritic(*sizes, **shape, key=critic_key)
+    return Networks(policy, critic, nn.Value(sizes[0], **shape, key=value_key))
+
+
+@typed
+def init(networks: tuple | list, *, config: Config, optimizers: tuple | list) -> State:
+    """Start training: copies of the networks, the critic's average equal to it, fresh optimizer states.
+
+    **Arguments:**
+
+    - `networks`: [`Networks`][shortcutrl.ifql.Networks]: callable pytrees, such as Equinox Modules, with any leaves.
+    - `config`: static.
+    - `optimizers`: [`Networks`][shortcutrl.ifql.Networks] of optax transformations.
+
+    **Returns:** the [`State`][shortcutrl.ifql.State]. It shares no array with `networks`, so it may be donated.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, ifql
+
+        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
+        networks = ifql.networks(example, width=32, depth=2, key=jax.random.key(0))
+        state = ifql.init(networks, config=ifql.Config(), optimizers=ifql.OPTIMIZERS)
+        ```
+    """
+    nets, opt_states = _training.start(Networks, networks, optimizers)
+    policy, critic, value = nets
+    return State(policy, critic, value, jax.tree.map(jnp.copy, critic), *opt_states)
+
+
+@typed
+def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
+    """Draw the noise and the times of one update.
+
+    **Arguments:**
+
+    - `key`: a JAX random key.
+    - `batch`: transitions with one leading axis.
+
+    **Returns:** [`Draws`][shortcutrl.ifql.Draws].
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, ifql
+
+        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
+        assert ifql.draw(jax.random.key(0), batch).flow_t.shape == (8,)
+        ```
+    """
+    noise_key, t_key = jax.random.split(key)
+    shape, dtype = batch.action.shape, batch.action.dtype
+    return Draws(jax.random.normal(noise_key, shape, dtype), jax.random.uniform(t_key, shape[:1], dtype))
+
+
+@typed
+def value_loss(value: Any, state: State, batch: Transition, draws: Draws, *, config: Config) -> tuple[Scalar, Scalar]:
+    r"""Fit V to an expectile of Q: the mean of [`expectile_loss`][shortcutrl.expectile_loss].
+
+    Here $Q = \min_i Q_{\bar\phi_i}(s, a)$ of the target critic for the dataset's action.
+
+    **Arguments:**
+
+    - `value`: the value that learns. Gradients flow into it alone.
+    - `state`: its `target_critic` evaluates the dataset's actions.
+    - `batch`: transitions with one leading axis.
+    - `draws`: from [`draw`][shortcutrl.ifql.draw].
+    - `config`: static.
+
+    **Returns:** the loss and the mean V, scalars.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, ifql
+
+        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
+        config, key = ifql.Config(), jax.random.key(0)
+        networks = ifql.networks(batch, width=32, depth=2, key=key)
+        state = ifql.init(networks, config=config, optimizers=ifql.OPTIMIZERS)
+        loss, v = ifql.value_loss(state.value, state, batch, ifql.draw(key, batch), config=config)
+        ```
+    """
+    return _training.fit_value(value, state.target_critic, batch, expectile=config.expectile)
+
+
+@typed
+def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, config: Config) -> tuple[Scalar, Scalar]:
+    r"""Fit Q to the value of the next observation: $\sum_i (Q_{\phi_i}(s, a) - (r + \gamma m V(s')))^2$.
+
+    The published loss is the **sum** over the ensemble and the mean over the batch, as that of
+    [`iql`][shortcutrl.iql.critic_loss].
+
+    **Arguments:**
+
+    - `critic`: the critic that learns. Gradients flow into it alone.
+    - `state`: its `value` evaluates the next observations.
+    - `batch`, `draws`, `config`: as in [`value_loss`][shortcutrl.ifql.value_loss].
+
+    **Returns:** the loss and the mean Q of the dataset's actions, scalars.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, ifql
+
+        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
+        config, key = ifql.Config(), jax.random.key(0)
+        networks = ifql.networks(batch, width=32, depth=2, key=key)
+        state = ifql.init(networks, config=config, optimizers=ifql.OPTIMIZERS)
+        loss, q = ifql.critic_loss(state.critic, state, batch, ifql.draw(key, batch), config=config)
+        ```
+    """
+    return _training.fit_critic(critic, state.value, batch, discount=config.discount)
+
+
+@typed
+def policy_loss(policy: Any, state: State, batch: Transition, draws: Draws, *, config: Config) -> tuple[Scalar, Scalar]:
+    """Imitate the dataset: the mean of [`flow_matching_loss`][shortcutrl.flow_matching_loss].
+
+    **Arguments:**
+
+    - `policy`: the policy that learns. Gradients flow into it alone.
+    - `state`: not used, because Q does not train this policy.
+    - `batch`, `draws`, `config`: as in [`value_loss`][shortcutrl.ifql.value_loss].
+
+    **Returns:** the loss, and its flow matching term, which is all of it; scalars.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, ifql
+
+        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
+        config, key = ifql.Config(), jax.random.key(0)
+        networks = ifql.networks(batch, width=32, depth=2, key=key)
+        state = ifql.init(networks, config=config, optimizers=ifql.OPTIMIZERS)
+        loss, flow_matching = ifql.policy_loss(state.policy, state, batch, ifql.draw(key, batch), config=config)
+        ```
+    """
+    match = partial(flow_matching_loss, policy, h=0.0)
+    loss = jax.vmap(match)(batch.obs, batch.action, draws.flow_noise, draws.flow_t).mean()
+    return loss, loss
+
+
+@typed
+def update(
+    state: State, batch: Transition, *, config: Config, optimizers: tuple | list, key: PRNGKeyArray
+) -> tuple[State, Info]:
+    """Make one gradient step of all three networks on one batch, then move the target critic.
+
+    Pure and not jitted: wrap it in `jax.jit`, scan it over steps, `vmap` it over agents.
+
+    **Arguments:**
+
+    - `state`: from [`init`][shortcutrl.ifql.init] or the update before.
+    - `batch`: a [`Transition`][shortcutrl.Transition] with one leading axis.
+    - `config`: static.
+    - `optimizers`: those that the state was made with.
+    - `key`: a JAX random key, a new one for each update.
+
+    **Returns:** the new state and [`Info`][shortcutrl.ifql.Info].
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from functools import partial
+        from shortcutrl import Transition, ifql
+
+        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
+        options = {"config": ifql.Config(), "optimizers": ifql.OPTIMIZERS}
+        state = ifql.init(ifql.networks(batch, width=32, depth=2, key=jax.random.key(0)), **options)
+        state, info = jax.jit(partial(ifql.update, **options))(state, batch, key=jax.random.key(1))
+        ```
+    """
+    _training.check_batch(batch)
+    args: Any = state, batch, draw(key, batch)
+    (fit, v), value_grads = _training.learn(value_loss)(state.value, *args, config=config)
+    (td, q), critic_grads = _training.learn(critic_loss)(state.critic, *args, config=config)
+    (imitation, _), policy_grads = _training.learn(policy_loss)(state.policy, *args, config=config)
+    state = _training.step(Networks, state, optimizers, policy=policy_grads, critic=critic_grads, value=value_grads)
+    return _training.average(state, config.tau), Info(td, q, fit, v, imitation)
+
+
+@typed
+def actor(state: State, *, config: Config, n: Integer | None = None) -> Actor:
+    """Act with the best of `n` candidates of the flow, clipped, by the minimum of the critic.
+
+    **Arguments:**
+
+    - `state`: from [`update`][shortcutrl.ifql.update].
+    - `config`: of the training.
+    - `n`: the number of candidates, by default `config.num_candidates`. With 1 the actor's noise has shape `(action,)`,
+      otherwise `(n, action)`.
+
+    **Returns:** an [`Actor`][shortcutrl.Actor] that can be an argument of a function under `equinox.filter_jit`.
+
+    **Raises:** `ValueError` for `n` below 1.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, ifql
+
+        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
+        networks = ifql.networks(example, width=32, depth=2, key=jax.random.key(0))
+        state = ifql.init(networks, config=ifql.Config(), optimizers=ifql.OPTIMIZERS)
+        act = ifql.actor(state, config=ifql.Config(), n=4)
+        assert act(example.obs, jax.random.normal(jax.random.key(1), (4, 2))).shape == (2,)
+        ```
+    """
+    n = _checks.as_size("n", config.num_candidates if n is None else n)
+    roll = eqx.Partial(rollout_k, state.policy, k=config.flow_steps, clip=config.clip)
+    return roll if n == 1 else eqx.Partial(best_of_n, roll, state.critic, aggregate="min")

@@ -1,0 +1,382 @@
+"""IQL: learn the value of the dataset's better actions without a policy, then extract a Gaussian policy.
+
+Source: implicit Q-learning ([arXiv 2110.06169](https://arxiv.org/abs/2110.06169)), as in the repository of FQL
+([arXiv 2502.02538](https://arxiv.org/abs/2502.02538)).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PRNGKeyArray
+
+from shortcutrl import _training, nn
+from shortcutrl._actors import clipped, noiseless
+from shortcutrl._flow import gaussian_nll
+from shortcutrl._improve import advantage_weight, q_loss
+from shortcutrl._types import Actor, Integer, Number, Scalar, Transition, typed
+
+
+class Networks(NamedTuple):
+    """One entry for each network: the networks of [`init`][shortcutrl.iql.init], or their optimizers.
+
+    - `policy`: an [`Actor`][shortcutrl.Actor], a Gaussian of unit standard deviation: its mean plus noise of shape
+      `(action,)`.
+    - `critic`: a [`Critic`][shortcutrl.Critic].
+    - `value`: a [`Value`][shortcutrl.Value].
+    """
+
+    policy: Any
+    critic: Any
+    value: Any
+
+
+OPTIMIZERS = Networks(*[optax.adam(3e-4)] * 3)
+"""The published optimizers: Adam with learning rate 3e-4."""
+
+
+@typed
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The hyperparameters of IQL, validated when constructed; the defaults are the published ones. Plain data.
+
+    - `policy`: `"awr"` weights imitation by the advantage. `"ddpgbc"` maximises Q and imitates.
+    - `alpha`: of `"awr"`, the factor of the advantage: larger values follow Q more closely. Of `"ddpgbc"`, the weight
+      of imitation: larger values follow the dataset more closely. Non-negative; tune it for each environment
+      (published: 0.3 to 10 for `"awr"`).
+    - `expectile`: of Q that V fits, in [0, 1]. Values towards 1 approach the best action of the dataset.
+    - `discount`: γ, in [0, 1].
+    - `tau`: how far the target critic moves at each update, in (0, 1].
+    - `clip`: the range of actions, (low, high), or `None`.
+
+    !!! Example
+
+        ```python
+        from shortcutrl import iql
+
+        config = iql.Config(policy="ddpgbc", alpha=0.3)
+        ```
+    """
+
+    policy: Literal["awr", "ddpgbc"] = "awr"
+    alpha: Number = 10.0
+    expectile: Number = 0.9
+    discount: Number = 0.99
+    tau: Number = 0.005
+    clip: tuple[Number, Number] | list[Number] | None = (-1.0, 1.0)
+
+    def __post_init__(self):
+        _training.validate(self, non_negative=["alpha"], fractions=["expectile"])
+
+
+class State(NamedTuple):
+    """All that an update changes.
+
+    - `policy`, `critic`, `value`: the networks.
+    - `target_critic`: the moving average of the critic, which V fits.
+    - `policy_opt_state`, `critic_opt_state`, `value_opt_state`: the states of the optimizers.
+    """
+
+    policy: Any
+    critic: Any
+    value: Any
+    target_critic: Any
+    policy_opt_state: optax.OptState
+    critic_opt_state: optax.OptState
+    value_opt_state: optax.OptState
+
+
+class Draws(NamedTuple):
+    """All the randomness of one update: none."""
+
+
+class Info(NamedTuple):
+    """What one update saw, each a scalar; means over the batch.
+
+    - `td`: the critic's loss.
+    - `q`: the ensemble's mean Q of the dataset's actions.
+    - `value_loss`, `v`: the loss of V, and V of the dataset's observations.
+    - `policy_loss`: the policy's loss.
+    - `nll`: minus the log-likelihood of the dataset's actions.
+    """
+
+    td: Scalar
+    q: Scalar
+    value_loss: Scalar
+    v: Scalar
+    policy_loss: Scalar
+    nll: Scalar
+
+
+@typed
+def networks(
+    example: Transition,
+    *,
+    width: Integer = 512,
+    depth: Integer = 4,
+    encoder: Callable[[Any], Array] | None = None,
+    key: PRNGKeyArray,
+) -> Networks:
+    """Make the published networks: MLPs with GELU, LayerNorm in critic and value, two critics.
+
+    **Arguments:**
+
+    - `example`: a transition or a batch of them, of the sizes to come.
+    - `width`, `depth`: of the hidden layers. Published: 4 of 512, or of 256 for manipulation.
+    - `encoder`: from one observation to a vector; each network trains a copy. `None` for vectors.
+    - `key`: a JAX random key.
+
+    **Returns:** [`Networks`][shortcutrl.iql.Networks]. Any other callable pytrees can take their place.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, iql
+
+        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
+        policy, critic, value = iql.networks(example, width=32, depth=2, key=jax.random.key(0))
+        ```
+    """
+    sizes = _training.sizes_of(example, encoder)
+    shape: dict[str, Any] = {"width": width, "depth": depth, "encoder": encoder}
+    policy_key, critic_key, value_key = jax.random.split(key, 3)
+    policy, critic = (
+        nn.GaussianPolicy(*sizes, **shape, key=policy_key),
+        nn.EnsembleCritic(*sizes, **shape, key=critic_key),
+    )
+    return Networks(policy, critic, nn.Value(sizes[0], **shape, key=value_key))
+
+
+@typed
+def init(networks: tuple | list, *, config: Config, optimizers: tuple | list) -> State:
+    """Start training: copies of the networks, the critic's average equal to it, fresh optimizer states.
+
+    **Arguments:**
+
+    - `networks`: [`Networks`][shortcutrl.iql.Networks]: callable pytrees, such as Equinox Modules, with any leaves.
+    - `config`: static.
+    - `optimizers`: [`Networks`][shortcutrl.iql.Networks] of optax transformations.
+
+    **Returns:** the [`State`][shortcutrl.iql.State]. It shares no array with `networks`, so it may be donated.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, iql
+
+        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
+        networks = iql.networks(example, width=32, depth=2, key=jax.random.key(0))
+        state = iql.init(networks, config=iql.Config(), optimizers=iql.OPTIMIZERS)
+        ```
+    """
+    nets, opt_states = _training.start(Networks, networks, optimizers)
+    policy, critic, value = nets
+    return State(policy, critic, value, jax.tree.map(jnp.copy, critic), *opt_states)
+
+
+@typed
+def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
+    """Draw the randomness of one update, which is none: losses use the policy's mean.
+
+    **Arguments:**
+
+    - `key`: a JAX random key.
+    - `batch`: transitions with one leading axis.
+
+    **Returns:** [`Draws`][shortcutrl.iql.Draws].
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, iql
+
+        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
+        draws = iql.draw(jax.random.key(0), batch)
+        ```
+    """
+    return Draws()
+
+
+@typed
+def value_loss(value: Any, state: State, batch: Transition, draws: Draws, *, config: Config) -> tuple[Scalar, Scalar]:
+    r"""Fit V to an expectile of Q: the mean of [`expectile_loss`][shortcutrl.expectile_loss].
+
+    Here $Q = \min_i Q_{\bar\phi_i}(s, a)$ of the target critic for the dataset's action.
+
+    **Arguments:**
+
+    - `value`: the value that learns. Gradients flow into it alone.
+    - `state`: its `target_critic` evaluates the dataset's actions.
+    - `batch`: transitions with one leading axis.
+    - `draws`: from [`draw`][shortcutrl.iql.draw].
+    - `config`: static.
+
+    **Returns:** the loss and the mean V, scalars.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, iql
+
+        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
+        config, key = iql.Config(), jax.random.key(0)
+        networks = iql.networks(batch, width=32, depth=2, key=key)
+        state = iql.init(networks, config=config, optimizers=iql.OPTIMIZERS)
+        loss, v = iql.value_loss(state.value, state, batch, iql.draw(key, batch), config=config)
+        ```
+    """
+    return _training.fit_value(value, state.target_critic, batch, expectile=config.expectile)
+
+
+@typed
+def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, config: Config) -> tuple[Scalar, Scalar]:
+    r"""Fit Q to the value of the next observation: $\sum_i (Q_{\phi_i}(s, a) - (r + \gamma m V(s')))^2$.
+
+    The published loss is the **sum** over the ensemble and the mean over the batch. That of the other algorithms is the
+    mean over both, so this gradient is twice as large for two critics.
+
+    **Arguments:**
+
+    - `critic`: the critic that learns. Gradients flow into it alone.
+    - `state`: its `value` evaluates the next observations.
+    - `batch`, `draws`, `config`: as in [`value_loss`][shortcutrl.iql.value_loss].
+
+    **Returns:** the loss and the mean Q of the dataset's actions, scalars.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, iql
+
+        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
+        config, key = iql.Config(), jax.random.key(0)
+        networks = iql.networks(batch, width=32, depth=2, key=key)
+        state = iql.init(networks, config=config, optimizers=iql.OPTIMIZERS)
+        loss, q = iql.critic_loss(state.critic, state, batch, iql.draw(key, batch), config=config)
+        ```
+    """
+    return _training.fit_critic(critic, state.value, batch, discount=config.discount)
+
+
+@typed
+def policy_loss(policy: Any, state: State, batch: Transition, draws: Draws, *, config: Config) -> tuple[Scalar, Scalar]:
+    r"""Extract the policy: advantage-weighted regression, or Q plus imitation ("DDPG+BC").
+
+    - `"awr"`: $-\min(e^{\alpha (Q(s, a) - V(s))}, 100) \log \pi(a \mid s)$.
+    - `"ddpgbc"`: $-Q(s, \mu(s)) / \overline{|Q|} - \alpha \log \pi(a \mid s)$, the mean action clipped in Q.
+
+    Q is the minimum of the critic, not of its average.
+
+    **Arguments:**
+
+    - `policy`: the policy that learns. Gradients flow into it alone.
+    - `state`: its `critic` and `value` evaluate actions.
+    - `batch`, `draws`, `config`: as in [`value_loss`][shortcutrl.iql.value_loss].
+
+    **Returns:** the loss, and the mean of minus the log-likelihood of the dataset's actions; scalars.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, iql
+
+        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
+        config, key = iql.Config(), jax.random.key(0)
+        networks = iql.networks(batch, width=32, depth=2, key=key)
+        state = iql.init(networks, config=config, optimizers=iql.OPTIMIZERS)
+        loss, nll = iql.policy_loss(state.policy, state, batch, iql.draw(key, batch), config=config)
+        ```
+    """
+    act = partial(noiseless, policy)
+    noise = batch.action  # only its shape is used
+    mean = jax.vmap(act)(batch.obs, noise).astype(batch.action.dtype)
+    nll = jax.vmap(gaussian_nll)(mean, batch.action)
+    if config.policy == "awr":
+        q = _training.q_of_data("state.critic", state.critic, batch, "min")
+        v = _training.v_of_data("state.value", state.value, batch.obs)
+        weight = jax.vmap(partial(advantage_weight, temperature=config.alpha))(q, v)
+        return jnp.mean(weight * nll), nll.mean()
+    critic = jax.lax.stop_gradient(state.critic)
+    improve = partial(q_loss, partial(clipped, act, clip=config.clip), critic, aggregate="min")
+    losses, info = jax.vmap(improve)(batch.obs, noise)
+    return _training.normalized(losses.mean(), info.q) + config.alpha * nll.mean(), nll.mean()
+
+
+@typed
+def update(
+    state: State, batch: Transition, *, config: Config, optimizers: tuple | list, key: PRNGKeyArray
+) -> tuple[State, Info]:
+    """Make one gradient step of all three networks on one batch, then move the target critic.
+
+    Pure and not jitted: wrap it in `jax.jit`, scan it over steps, `vmap` it over agents.
+
+    **Arguments:**
+
+    - `state`: from [`init`][shortcutrl.iql.init] or the update before.
+    - `batch`: a [`Transition`][shortcutrl.Transition] with one leading axis.
+    - `config`: static.
+    - `optimizers`: those that the state was made with.
+    - `key`: a JAX random key; not used, because nothing is drawn.
+
+    **Returns:** the new state and [`Info`][shortcutrl.iql.Info].
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from functools import partial
+        from shortcutrl import Transition, iql
+
+        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
+        options = {"config": iql.Config(), "optimizers": iql.OPTIMIZERS}
+        state = iql.init(iql.networks(batch, width=32, depth=2, key=jax.random.key(0)), **options)
+        state, info = jax.jit(partial(iql.update, **options))(state, batch, key=jax.random.key(1))
+        ```
+    """
+    _training.check_batch(batch)
+    args: Any = state, batch, draw(key, batch)
+    (fit, v), value_grads = _training.learn(value_loss)(state.value, *args, config=config)
+    (td, q), critic_grads = _training.learn(critic_loss)(state.critic, *args, config=config)
+    (extract, nll), policy_grads = _training.learn(policy_loss)(state.policy, *args, config=config)
+    state = _training.step(Networks, state, optimizers, policy=policy_grads, critic=critic_grads, value=value_grads)
+    return _training.average(state, config.tau), Info(td, q, fit, v, extract, nll)
+
+
+@typed
+def actor(state: State, *, config: Config, sample: bool = False) -> Actor:
+    """Act with the policy, clipped: by its mean, or by a sample.
+
+    **Arguments:**
+
+    - `state`: from [`update`][shortcutrl.iql.update].
+    - `config`: of the training.
+    - `sample`: whether to add the noise. The published evaluation uses the mean.
+
+    **Returns:** an [`Actor`][shortcutrl.Actor] of noise of shape `(action,)`, a pytree.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, iql
+
+        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
+        networks = iql.networks(example, width=32, depth=2, key=jax.random.key(0))
+        state = iql.init(networks, config=iql.Config(), optimizers=iql.OPTIMIZERS)
+        act = iql.actor(state, config=iql.Config())
+        assert jnp.allclose(act(example.obs, jnp.ones(2)), act(example.obs, jnp.zeros(2)))
+        ```
+    """
+    act = state.policy if sample else eqx.Partial(noiseless, state.policy)
+    return eqx.Partial(clipped, act, clip=config.clip)

@@ -1,0 +1,386 @@
+"""ReBRAC: a deterministic policy that maximises Q, held to the dataset in its own loss and in the TD target.
+
+Source: revisited behaviour-regularised actor-critic ([arXiv 2305.09836](https://arxiv.org/abs/2305.09836)), as in the
+repository of FQL ([arXiv 2502.02538](https://arxiv.org/abs/2502.02538)).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Int, PRNGKeyArray
+
+from shortcutrl import _training, nn
+from shortcutrl._actors import clipped, noiseless
+from shortcutrl._call import ensemble_of
+from shortcutrl._improve import q_loss
+from shortcutrl._types import Actor, Integer, Number, Scalar, Transition, show, typed
+from shortcutrl._value import td_loss
+
+
+class Networks(NamedTuple):
+    """One entry for each network: the networks of [`init`][shortcutrl.rebrac.init], or their optimizers.
+
+    - `policy`: an [`Actor`][shortcutrl.Actor] without randomness. It is called with noise of zeros, shape `(action,)`.
+    - `critic`: a [`Critic`][shortcutrl.Critic].
+    """
+
+    policy: Any
+    critic: Any
+
+
+OPTIMIZERS = Networks(*[optax.adam(3e-4)] * 2)
+"""The published optimizers: Adam with learning rate 3e-4."""
+
+
+@typed
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The hyperparameters of ReBRAC, validated when constructed. Plain data.
+
+    The defaults are the published ones. The penalties have no published default, only a value for each environment;
+    these are those of humanoidmaze.
+
+    - `policy_penalty`: the weight of imitation in the policy's loss, α₁, non-negative (published: 0.003 to 1).
+    - `critic_penalty`: the weight of the distance to the dataset's next action in the TD target, α₂, non-negative
+      (published: 0 or 0.01).
+    - `target_noise`: the standard deviation of the noise on the action in the TD target, non-negative.
+    - `target_noise_clip`: the largest such noise, non-negative.
+    - `policy_period`: the policy and both targets move in every such update, at least 1.
+    - `discount`: γ, in [0, 1].
+    - `tau`: how far the targets move, in (0, 1].
+    - `clip`: the range of actions, (low, high), or `None`.
+
+    !!! Example
+
+        ```python
+        from shortcutrl import rebrac
+
+        config = rebrac.Config(policy_penalty=0.1, critic_penalty=0.0)
+        ```
+    """
+
+    policy_penalty: Number = 0.01
+    critic_penalty: Number = 0.01
+    target_noise: Number = 0.2
+    target_noise_clip: Number = 0.5
+    policy_period: Integer = 2
+    discount: Number = 0.99
+    tau: Number = 0.005
+    clip: tuple[Number, Number] | list[Number] | None = (-1.0, 1.0)
+
+    def __post_init__(self):
+        non_negative = ["policy_penalty", "critic_penalty", "target_noise", "target_noise_clip"]
+        _training.validate(self, non_negative=non_negative, sizes=["policy_period"])
+
+
+class State(NamedTuple):
+    """All that an update changes.
+
+    - `policy`, `critic`: the networks. The agent acts with the policy.
+    - `target_policy`, `target_critic`: their moving averages, for the TD target.
+    - `policy_opt_state`, `critic_opt_state`: the states of the optimizers.
+    - `updates`: the number of updates so far, an integer.
+    """
+
+    policy: Any
+    critic: Any
+    target_policy: Any
+    target_critic: Any
+    policy_opt_state: optax.OptState
+    critic_opt_state: optax.OptState
+    updates: Int[Array, ""]
+
+
+class Draws(NamedTuple):
+    """All the randomness of one update; an array with the batch as its leading axis.
+
+    - `target_noise`: standard normal, on the next action of the TD target, shape `(batch, action)`.
+    """
+
+    target_noise: Array
+
+
+class Info(NamedTuple):
+    """What one update saw, each a scalar; means over the batch.
+
+    - `td`: the critic's loss.
+    - `q`: the ensemble's mean Q of the dataset's actions.
+    - `policy_moved`: 1 if this update moved the policy, else 0.
+    - `q_loss`: minus the minimum of Q of the policy's actions, before normalising; 0 if the policy did not move.
+    - `imitation`: the squared distance to the dataset's actions, before weighting; 0 if the policy did not move.
+    """
+
+    td: Scalar
+    q: Scalar
+    policy_moved: Scalar
+    q_loss: Scalar
+    imitation: Scalar
+
+
+@typed
+def networks(
+    example: Transition,
+    *,
+    width: Integer = 512,
+    depth: Integer = 4,
+    encoder: Callable[[Any], Array] | None = None,
+    key: PRNGKeyArray,
+) -> Networks:
+    """Make the published networks: MLPs with GELU, tanh at the end of the policy, LayerNorm in the critic, two critics.
+
+    **Arguments:**
+
+    - `example`: a transition or a batch of them, of the sizes to come.
+    - `width`, `depth`: of the hidden layers.
+    - `encoder`: from one observation to a vector; each network trains a copy. `None` for vectors.
+    - `key`: a JAX random key.
+
+    **Returns:** [`Networks`][shortcutrl.rebrac.Networks]. Any other callable pytrees can take their place.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, rebrac
+
+        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
+        policy, critic = rebrac.networks(example, width=32, depth=2, key=jax.random.key(0))
+        ```
+    """
+    sizes = _training.sizes_of(example, encoder)
+    shape: dict[str, Any] = {"width": width, "depth": depth, "encoder": encoder}
+    policy_key, critic_key = jax.random.split(key)
+    critic = nn.EnsembleCritic(*sizes, **shape, key=critic_key)
+    return Networks(nn.DeterministicPolicy(*sizes, **shape, key=policy_key), critic)
+
+
+@typed
+def init(networks: tuple | list, *, config: Config, optimizers: tuple | list) -> State:
+    """Start training: copies of the networks, their averages equal to them, fresh optimizer states.
+
+    **Arguments:**
+
+    - `networks`: [`Networks`][shortcutrl.rebrac.Networks]: callable pytrees, such as Equinox Modules, with any leaves.
+    - `config`: static.
+    - `optimizers`: [`Networks`][shortcutrl.rebrac.Networks] of optax transformations.
+
+    **Returns:** the [`State`][shortcutrl.rebrac.State]. It shares no array with `networks`, so it may be donated.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, rebrac
+
+        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
+        networks = rebrac.networks(example, width=32, depth=2, key=jax.random.key(0))
+        state = rebrac.init(networks, config=rebrac.Config(), optimizers=rebrac.OPTIMIZERS)
+        ```
+    """
+    nets, opt_states = _training.start(Networks, networks, optimizers)
+    return State(*nets, *jax.tree.map(jnp.copy, nets), *opt_states, updates=jnp.zeros((), jnp.int32))
+
+
+@typed
+def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
+    """Draw the noise of one update.
+
+    **Arguments:**
+
+    - `key`: a JAX random key.
+    - `batch`: transitions with one leading axis.
+
+    **Returns:** [`Draws`][shortcutrl.rebrac.Draws].
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, rebrac
+
+        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
+        assert rebrac.draw(jax.random.key(0), batch).target_noise.shape == (8, 2)
+        ```
+    """
+    return Draws(jax.random.normal(key, batch.action.shape, batch.action.dtype))
+
+
+@typed
+def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, config: Config) -> tuple[Scalar, Scalar]:
+    r"""Compute the TD loss of a batch: $y = r + \gamma m (\min_i Q(s', a') - \alpha_2 \lVert a' - a'_D \rVert^2)$.
+
+    Here $a'$ is the target policy's action plus clipped noise, itself clipped to the range of actions. $a'_D$ is the
+    dataset's own next action.
+
+    **Arguments:**
+
+    - `critic`: the critic that learns. Gradients flow into it alone.
+    - `state`: its `target_policy` chooses the next actions, its `target_critic` evaluates them.
+    - `batch`: transitions with one leading axis, with `next_action`.
+    - `draws`: from [`draw`][shortcutrl.rebrac.draw].
+    - `config`: static.
+
+    **Returns:** the loss and the mean Q of the dataset's actions, scalars.
+
+    **Raises:** `ValueError` for a `batch` without `next_action`.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, rebrac
+
+        obs, action = jnp.ones((8, 3)), jnp.ones((8, 2))
+        batch = Transition(obs, action, jnp.ones(8), jnp.ones(8), obs, next_action=action)
+        config, key = rebrac.Config(), jax.random.key(0)
+        networks = rebrac.networks(batch, width=32, depth=2, key=key)
+        state = rebrac.init(networks, config=config, optimizers=rebrac.OPTIMIZERS)
+        loss, q = rebrac.critic_loss(state.critic, state, batch, rebrac.draw(key, batch), config=config)
+        ```
+    """
+    if not isinstance(batch.next_action, jax.Array | np.ndarray) or batch.next_action.shape != batch.action.shape:
+        raise ValueError(
+            f"`batch.next_action` must have the shape of `batch.action`, {batch.action.shape}, got "
+            f"{show(batch.next_action)}. ReBRAC needs the dataset's next action: `data.sample` gives it."
+        )
+
+    def smoothed(obs, noise):
+        high = config.target_noise_clip
+        return noiseless(state.target_policy, obs, noise) + jnp.clip(config.target_noise * noise, -high, high)
+
+    def loss(transition, noise):
+        def penalized(obs, action):
+            distance = jnp.sum(jnp.square(action - transition.next_action))
+            return (
+                ensemble_of("state.target_critic", state.target_critic, obs, action) - config.critic_penalty * distance
+            )
+
+        actor = partial(clipped, smoothed, clip=config.clip)
+        return td_loss(critic, penalized, actor, transition, noise, discount=config.discount, aggregate="min")
+
+    losses, info = jax.vmap(loss)(batch, draws.target_noise)
+    return losses.mean(), info.q.mean()
+
+
+@typed
+def policy_loss(
+    policy: Any, state: State, batch: Transition, draws: Draws, *, config: Config
+) -> tuple[Scalar, tuple[Scalar, Scalar]]:
+    r"""Compute $-\min_i Q_{\phi_i}(s, \mu(s)) / \overline{|Q|} + \alpha_1 \lVert \mu(s) - a \rVert^2$ of a batch.
+
+    **Arguments:**
+
+    - `policy`: the policy that learns. Gradients flow into it alone.
+    - `state`: its `critic` evaluates the policy's actions.
+    - `batch`, `draws`, `config`: as in [`critic_loss`][shortcutrl.rebrac.critic_loss].
+
+    **Returns:** the loss, and its terms before normalising and weighting: minus Q, and the squared distance, a sum over
+    the action's dimensions; scalars.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, rebrac
+
+        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
+        config, key = rebrac.Config(), jax.random.key(0)
+        networks = rebrac.networks(batch, width=32, depth=2, key=key)
+        state = rebrac.init(networks, config=config, optimizers=rebrac.OPTIMIZERS)
+        loss, terms = rebrac.policy_loss(state.policy, state, batch, rebrac.draw(key, batch), config=config)
+        ```
+    """
+    improve = partial(q_loss, partial(noiseless, policy), jax.lax.stop_gradient(state.critic), aggregate="min")
+    losses, info = jax.vmap(improve)(batch.obs, batch.action)  # the noise, of which only the shape is used
+    imitation = jnp.square(info.action - batch.action).sum(axis=1).mean()
+    minus_q = losses.mean()
+    return _training.normalized(minus_q, info.q) + config.policy_penalty * imitation, (minus_q, imitation)
+
+
+@typed
+def update(
+    state: State, batch: Transition, *, config: Config, optimizers: tuple | list, key: PRNGKeyArray
+) -> tuple[State, Info]:
+    """Make one gradient step of the critic; in every second update also one of the policy, then move both targets.
+
+    Pure and not jitted: wrap it in `jax.jit`, scan it over steps, `vmap` it over agents. The policy's step is under
+    `lax.cond`, which `vmap` over agents turns into a selection: each update then computes it.
+
+    In the published code, Adam still moves the policy by its momentum in the updates between. Here it does not move.
+
+    **Arguments:**
+
+    - `state`: from [`init`][shortcutrl.rebrac.init] or the update before.
+    - `batch`: a [`Transition`][shortcutrl.Transition] with one leading axis, with `next_action`, as `data.sample`
+      gives it.
+    - `config`: static.
+    - `optimizers`: those that the state was made with.
+    - `key`: a JAX random key, a new one for each update.
+
+    **Returns:** the new state and [`Info`][shortcutrl.rebrac.Info].
+
+    **Raises:** `ValueError` for a `batch` without `next_action`.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from functools import partial
+        from shortcutrl import Transition, rebrac
+
+        obs, action = jnp.ones((8, 3)), jnp.ones((8, 2))
+        batch = Transition(obs, action, jnp.ones(8), jnp.ones(8), obs, next_action=action)
+        options = {"config": rebrac.Config(), "optimizers": rebrac.OPTIMIZERS}
+        state = rebrac.init(rebrac.networks(batch, width=32, depth=2, key=jax.random.key(0)), **options)
+        state, info = jax.jit(partial(rebrac.update, **options))(state, batch, key=jax.random.key(1))
+        ```
+    """
+    _training.check_batch(batch)
+    args: Any = state, batch, draw(key, batch)
+    (td, q), critic_grads = _training.learn(critic_loss)(state.critic, *args, config=config)
+    count = state.updates + 1
+    move = count % config.policy_period == 0
+
+    def step_both():
+        (_, terms), grads = _training.learn(policy_loss)(state.policy, *args, config=config)
+        new = _training.step(Networks, state, optimizers, policy=grads, critic=critic_grads)
+        return _training.average(new, config.tau), terms
+
+    def step_critic():
+        return _training.step(Networks, state, optimizers, critic=critic_grads), (jnp.zeros_like(td),) * 2
+
+    state, terms = jax.lax.cond(move, step_both, step_critic)
+    return state._replace(updates=count), Info(td, q, move.astype(td.dtype), *terms)
+
+
+@typed
+def actor(state: State, *, config: Config) -> Actor:
+    """Act with the policy: one pass, clipped.
+
+    **Arguments:**
+
+    - `state`: from [`update`][shortcutrl.rebrac.update].
+    - `config`: of the training.
+
+    **Returns:** an [`Actor`][shortcutrl.Actor] of noise of shape `(action,)`, which it ignores; a pytree.
+
+    !!! Example
+
+        ```python
+        import jax, jax.numpy as jnp
+        from shortcutrl import Transition, rebrac
+
+        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
+        networks = rebrac.networks(example, width=32, depth=2, key=jax.random.key(0))
+        state = rebrac.init(networks, config=rebrac.Config(), optimizers=rebrac.OPTIMIZERS)
+        assert rebrac.actor(state, config=rebrac.Config())(example.obs, jnp.zeros(2)).shape == (2,)
+        ```
+    """
+    return eqx.Partial(clipped, eqx.Partial(noiseless, state.policy), clip=config.clip)
