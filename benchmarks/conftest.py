@@ -2,9 +2,9 @@ from shortcutrl._processes import cores
 
 
 def pytest_benchmark_update_machine_info(machine_info):
-    machine_info["cpu"]["count"] = cores()  # that this process may use
+    machine_info["cpu"]["count"] = cores()  # those that this process may use
 
 
 def pytest_addoption(parser):
-    parser.addoption("--published", metavar="PATH", help="a checkout of SORL's authors' code, to measure beside ours")
-    parser.addoption("--fql", metavar="PATH", help="a checkout of flow Q-learning's code, to measure beside ours")
+    parser.addoption("--published", metavar="PATH", help="a checkout of the SORL authors' code, measured too")
+    parser.addoption("--fql", metavar="PATH", help="a checkout of flow Q-learning's code, measured too")

@@ -1,22 +1,23 @@
-"""How many environment steps a second `evaluate` makes, beside what the environments alone can do on these cores.
+"""Measure the environment steps per second of a second `evaluate`, and of the environments alone on these cores.
 
 python benchmarks/evaluation.py
 """
 
 import multiprocessing
 import time
+from functools import partial
 
-import equinox as eqx
 import jax
 import numpy as np
 import tyro
 
-from shortcutrl import data, nn, rollout_k
-from shortcutrl.evaluate import EnvPool, evaluate
+from shortcutrl import nn, rollout_k
+from shortcutrl.evaluate import EnvPool, evaluate, keyed
+from shortcutrl.suites import ogbench
 
 
 def environment_alone(name: str, seconds: float, ready, answers) -> None:
-    env, rng = data.make_env(name), np.random.default_rng(0)
+    env, rng = ogbench.make_env(name), np.random.default_rng(0)
     env.reset(seed=0)
     ready.wait()  # all processes step at the same time
     steps, start = 0, time.perf_counter()
@@ -29,7 +30,7 @@ def environment_alone(name: str, seconds: float, ready, answers) -> None:
 
 
 def raw_rate(name: str, processes: int, seconds: float) -> float:
-    """Steps a second of environments that nobody waits for, one in each process."""
+    """Steps per second of environments without a policy, one in each process."""
     context = multiprocessing.get_context("spawn")
     ready, answers = context.Barrier(processes), context.Queue()
     workers = [
@@ -43,17 +44,13 @@ def raw_rate(name: str, processes: int, seconds: float) -> float:
     return sum(rates)
 
 
-def act(policy, obs, *, size: int, key):
-    return rollout_k(policy, obs, jax.random.normal(key, (size,)), k=1, clip=(-1.0, 1.0))
-
-
 def main(
     env: str = "cube-single-play-singletask-task1-v0",
     cores: int = multiprocessing.cpu_count(),
     episodes: int = 64,
     seconds: float = 10.0,  # to measure the environments alone
 ) -> None:
-    example = data.make_env(env)
+    example = ogbench.make_env(env)
     (obs_size,), (action_size,) = example.observation_space.shape or (0,), example.action_space.shape or (0,)
     policy = nn.ShortcutPolicy(obs_size, action_size, width=512, depth=4, key=jax.random.key(0))
     raw = raw_rate(env, cores, seconds)
@@ -64,12 +61,12 @@ def main(
         for p, m in [(cores, 1), (cores, 4), (2 * cores, 4), (2 * cores, 8), (2 * cores, 16)]
     }
     for name, options in pools.items():
-        with EnvPool(lambda: data.make_env(env), **options) as pool:
-            actor = eqx.Partial(act, policy, size=action_size)
-            evaluate(actor, pool, episodes=pool.groups)  # compiles, and waits for every process
+        with EnvPool(lambda: ogbench.make_env(env), **options) as pool:
+            act = keyed(partial(rollout_k, policy, k=1, clip=(-1.0, 1.0)), pool.action_shape)
+            evaluate(act, pool, episodes=pool.groups)  # compiles
             count = min(episodes, 4) if options["processes"] == 0 else episodes
             start = time.perf_counter()
-            steps = evaluate(actor, pool, episodes=count).episode_length.sum()
+            steps = evaluate(act, pool, episodes=count).episode_length.sum()
             rate = steps / (time.perf_counter() - start)
         print(f"{name}: {rate:.0f} steps/s, {rate / raw:.0%} of the environments alone")
 

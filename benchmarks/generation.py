@@ -1,9 +1,8 @@
-"""How fast datasets are made, beside one process of OGBench's oracles alone.
+"""How fast datasets are generated, compared with one process of OGBench's oracle alone. Higher is better.
 
 python benchmarks/generation.py
 """
 
-import multiprocessing
 import tempfile
 import time
 from pathlib import Path
@@ -11,14 +10,15 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from shortcutrl import data
-from shortcutrl.data import _oracles  # not public: the oracle without what `generate` adds
+from shortcutrl._processes import cores
+from shortcutrl.suites import ogbench
+from shortcutrl.suites.ogbench import _oracles  # private: the oracle without what `generate` adds
 
 
 def main(
     dataset: str = "cube-single-play-v0",
-    processes: int = multiprocessing.cpu_count(),
-    episodes: int = 150,  # of the usual 1,001 steps; a tenth more are made for validation
+    processes: int = cores(),
+    episodes: int = 150,  # of OGBench's 1,001 steps; a tenth as many are added for validation
     alone: int = 6,  # episodes by one process alone
 ) -> None:
     steps = _oracles.RECIPES[dataset].episode_steps
@@ -31,10 +31,10 @@ def main(
     print(f"one process, oracle alone: {single:.0f} steps/s")
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        data.generate(dataset, Path(folder) / "data.npz", episodes=episodes, processes=processes)
+        ogbench.generate(dataset, Path(folder) / "data.npz", episodes=episodes, processes=processes)
         rate = (episodes + max(episodes // 10, 1)) * steps / (time.perf_counter() - start)
     print(f"generate, {processes} processes, start-up and writing included: {rate:.0f} steps/s, ", end="")
-    print(f"{rate / (processes * single):.0%} of {processes} times one")
+    print(f"{rate / (processes * single):.0%} of {processes} times one process")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""How fast the functions are, each beside its floor: the matrix products of the same shapes and nothing else.
+"""Measure the time of the functions, each with its floor: the matrix products of the same shapes and nothing else.
 
 pytest benchmarks/speed.py --benchmark-json speed.json && python benchmarks/table.py speed.json
 
-On one core, put `taskset -c 0` before it. `--published PATH` and `--fql PATH` measure the update of checkouts of the
-authors' code and of FQL's (flow Q-learning) too, whose requirements are then needed.
+On one core, put `taskset -c 0` before it. `--published PATH` and `--fql PATH` also measure the update of checkouts of
+the authors' code and of FQL's (flow Q-learning). Their requirements must be installed.
 """
 
 import importlib
@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from shortcutrl import Transition, bon_select, data, nn, sorl
+from shortcutrl import best_of_n, data, nn, rollout_k, sorl
 
 OBS, ACTION, BATCH, ENSEMBLE = 28, 5, 256, 2  # cube-single's sizes
 UPDATES = 40  # in one scan
@@ -33,31 +34,35 @@ class Size(NamedTuple):
     def critic(self, **options) -> nn.EnsembleCritic:
         return nn.EnsembleCritic(OBS, ACTION, width=self.width, depth=self.depth, key=jax.random.key(1), **options)
 
+    def networks(self, **options) -> sorl.Networks:
+        return sorl.Networks(self.policy(**options), self.critic(**options))
+
     def config(self, **options) -> sorl.Config:
-        return sorl.Config(num_steps=8, max_jumps=self.max_jumps, **options)
+        """Without conditioning the critic on k, which costs one more input."""
+        return sorl.Config(num_steps=8, max_jumps=self.max_jumps, condition_critic_on_k=False, **options)
 
     def products(self, k: float, n: float = 0) -> float:
-        """Multiplications and additions of `k` passes through the policy and `n` through the critic, for one sample."""
+        """Multiplications and additions of `k` passes through the policy and `n` through the critic, of one sample."""
         hidden = (self.depth - 1) * self.width**2
         policy = (OBS + 2 * ACTION + 2) * self.width + hidden
         critic = ENSEMBLE * ((OBS + ACTION + 1) * self.width + hidden)
         return 2 * (k * policy + n * critic)
 
     def update_flops(self) -> float:
-        """On average over k. A backward pass is two forward passes, or one where only the input's gradient is asked."""
+        """The mean over k. A backward pass is two forward passes, or one where only the input's gradient is needed."""
         k = sum(2**i for i in range(self.max_jumps.bit_length())) / self.max_jumps.bit_length()
         td_target, td, imitation, improvement = (k, 1), (0, 3), (3 + 3 + 2, 0), (3 * k, 2)
         return BATCH * sum(self.products(*passes) for passes in (td_target, td, imitation, improvement))
 
 
-PAPER, LAPTOP = Size(512, 4, 8), Size(256, 3, 4)  # the presets of `examples/sorl.py`
+PAPER, LAPTOP = Size(512, 4, 8), Size(256, 3, 4)  # the presets of examples/sorl.py
 sizes = pytest.mark.parametrize("size", [PAPER, LAPTOP], ids=["4x512", "3x256"])
 KN = [(1, 1), (4, 8), (8, 8), (8, 32)]
 jumps_and_candidates = pytest.mark.parametrize(("k", "n"), KN, ids=[f"k={k}, n={n}" for k, n in KN])
 
 
 def floor(rows: int, width: int, flops: float) -> float:
-    """The seconds that products (rows, width) x (width, width) of so many operations take here and now."""
+    """The seconds that `flops` operations take in products (rows, width) x (width, width), measured at this moment."""
     count = flops / (2 * rows * width**2)
     timed = max(1, min(10, round(count / 4)))  # times four
     weights = [jax.random.normal(key, (width, width)) / width**0.5 for key in jax.random.split(jax.random.key(0), 4)]
@@ -79,22 +84,31 @@ def floor(rows: int, width: int, flops: float) -> float:
 
 
 def measure(benchmark, call, *args, per: int, flops: float, rows: int = BATCH, width: int, **extra) -> None:
-    """Time `call(*args)`, which does `per` things of `flops` operations each."""
+    """Time `call(*args)`, which computes `per` results of `flops` operations each."""
     jax.block_until_ready(call(*args))
     benchmark.extra_info.update(per=per, floor=floor(rows, width, flops), **extra)
     benchmark.pedantic(lambda: jax.block_until_ready(call(*args)), rounds=7)
 
 
-def dataset(size: int = 10_000) -> Transition:
-    normal = partial(jax.random.normal, jax.random.key(2))
-    action = jnp.clip(normal((size, ACTION)), -1, 1)
-    return Transition(normal((size, OBS)), action, -jnp.ones(size), jnp.ones(size), normal((size, OBS)))
+def dataset(size: int = 10_000) -> data.Dataset:
+    rng = np.random.default_rng(2)
+    return data.from_arrays(
+        observations=rng.normal(size=(size, OBS)),
+        actions=rng.uniform(-1, 1, (size, ACTION)),
+        rewards=-np.ones(size),
+        terminals=np.zeros(size),
+        timeouts=np.arange(size) % 1000 == 999,
+    )
 
 
-def one_update(config: sorl.Config, data_: Transition, state, key, jumps=None):
+def start(size: Size, config: sorl.Config, **networks) -> sorl.State:
+    return sorl.init(size.networks(**networks), config=config, optimizers=sorl.OPTIMIZERS)
+
+
+def one_update(config: sorl.Config, data_: data.Dataset, state, key, jumps_key=None):
     batch_key, update_key = jax.random.split(key)
     batch = data.sample(data_, batch_key, batch_size=BATCH)
-    return sorl.update(state, batch, config=config, key=update_key, jumps=jumps)
+    return sorl.update(state, batch, config=config, optimizers=sorl.OPTIMIZERS, key=update_key, jumps_key=jumps_key)
 
 
 def scan(config: sorl.Config):
@@ -109,13 +123,12 @@ KEYS = jax.random.split(jax.random.key(3), UPDATES)
 
 
 def memory(compiled) -> int:
-    """Bytes that the compiled program holds for a while, beside its arguments and results."""
+    """Bytes that the compiled program needs in addition to its arguments and results."""
     return compiled.memory_analysis().temp_size_in_bytes
 
 
 def measure_scan(benchmark, size: Size, config: sorl.Config, **networks) -> None:
-    state = sorl.init(size.policy(**networks), size.critic(**networks), config=config)
-    args = state, dataset(), KEYS
+    args = start(size, config, **networks), dataset(), KEYS
     compiled = scan(config).lower(*args).compile()
     measure(
         benchmark,
@@ -135,11 +148,10 @@ def test_updates_in_a_scan(benchmark, size):
 
 @sizes
 def test_updates_one_by_one(benchmark, size):
-    """As in a loop of one's own that calls a jitted update each time."""
+    """As in a Python loop that calls a jitted update."""
     config = size.config()
     update = jax.jit(lambda state, data_, key: one_update(config, data_, state, key), donate_argnums=0)
-
-    states = [sorl.init(size.policy(), size.critic(), config=config)]
+    states = [start(size, config)]
     keys = list(KEYS)
 
     def loop(data_):
@@ -150,7 +162,7 @@ def test_updates_one_by_one(benchmark, size):
     measure(benchmark, loop, dataset(), per=UPDATES, flops=size.update_flops(), width=size.width)
 
 
-def test_updates_computing_jumps_anew(benchmark):
+def test_updates_with_remat(benchmark):
     measure_scan(benchmark, PAPER, PAPER.config(remat=True))
 
 
@@ -167,13 +179,12 @@ def test_many_agents(benchmark, agents):
     @jax.jit
     def many_updates(states, data_, keys):
         def step(states, keys):
-            jumps = sorl.draw_jumps(keys[0], config=config)
-            return jax.vmap(lambda state, key: one_update(config, data_, state, key, jumps))(states, keys)
+            return jax.vmap(lambda state, key: one_update(config, data_, state, key, keys[0]))(states, keys)
 
         return jax.lax.scan(step, states, keys)
 
     keys = jax.random.split(jax.random.key(0), (UPDATES, agents))
-    states = jax.vmap(lambda _: sorl.init(size.policy(), size.critic(), config=config))(keys[0])
+    states = jax.vmap(lambda _: start(size, config))(keys[0])
     flops = agents * size.update_flops()
     measure(benchmark, many_updates, states, dataset(), keys, per=UPDATES, flops=flops, width=size.width)
 
@@ -181,16 +192,14 @@ def test_many_agents(benchmark, agents):
 @pytest.mark.parametrize("observations", [1, 64], ids=["one observation", "64 observations"])
 @jumps_and_candidates
 def test_best_of_n(benchmark, k, n, observations):
-    policy, critic = PAPER.policy(), PAPER.critic()
-
     @jax.jit
     def act(networks, obs, key):
         noise = jax.random.normal(key, (observations, n, ACTION))
-        select = partial(bon_select, *networks, k=k, clip=(-1.0, 1.0))
-        return jax.vmap(select)(obs, noise)[0] if observations > 1 else select(obs[0], noise[0])[0]
+        actor = partial(best_of_n, partial(rollout_k, networks.policy, k=k, clip=(-1.0, 1.0)), networks.critic)
+        return jax.vmap(actor)(obs, noise) if observations > 1 else actor(obs[0], noise[0])
 
     flops = n * PAPER.products(k, 1 if n > 1 else 0)
-    args = (policy, critic), jnp.ones((observations, OBS)), jax.random.key(0)
+    args = PAPER.networks(), jnp.ones((observations, OBS)), jax.random.key(0)
 
     def often(*args):
         return [act(*args) for _ in range(20)]
@@ -199,23 +208,23 @@ def test_best_of_n(benchmark, k, n, observations):
 
 
 def test_first_call(benchmark):
-    """Tracing and compiling the scan of updates."""
+    """Trace and compile the scan of updates."""
     config = PAPER.config()
-    args = sorl.init(PAPER.policy(), PAPER.critic(), config=config), dataset(), KEYS
+    args = start(PAPER, config), dataset(), KEYS
     benchmark.extra_info.update(per=1)
     benchmark.pedantic(lambda: scan(config).lower(*args).compile(), rounds=3)
 
 
-# ------------------------------------------------------------- other people's code, where it is given
+# ------------------------------------------------------------- the code of others, if checkouts are given
 
 
 def checkout(request, option: str, module: str, name: str):
     """An agent of a checkout, with the sizes of `PAPER`, and a batch."""
     if (path := request.config.getoption(option)) is None:
-        pytest.skip(f"no checkout to measure beside ours: give one by {option} PATH")
+        pytest.skip(f"needs a checkout: {option} PATH")
     request.getfixturevalue("monkeypatch").syspath_prepend(path)
     for known in [known for known in sys.modules if known.split(".")[0] in ("agents", "utils")]:
-        del sys.modules[known]  # another checkout's, by the same name
+        del sys.modules[known]  # modules of the other checkout
     theirs = importlib.import_module(module)
     batch = data.sample(dataset(), jax.random.key(0), batch_size=BATCH)
     names = {"observations": 0, "actions": 1, "rewards": 2, "masks": 3, "next_observations": 4}
@@ -244,7 +253,7 @@ def test_published_updates(benchmark, published):
 
 
 def test_fql_updates(benchmark, request):
-    """Another method: ten steps of a flow teach a policy of one step, without backpropagation through jumps."""
+    """Flow Q-learning: ten steps of a flow teach a one-step policy, without backpropagation through jumps."""
     fql = checkout(request, "--fql", "agents.fql", "FQLAgent")
     td_target, td, flow, teacher, student = (1, 1), (0, 3), (3, 0), (10, 0), (3 + 1, 2)
     flops = BATCH * sum(PAPER.products(*passes) for passes in (td_target, td, flow, teacher, student))

@@ -1,4 +1,4 @@
-"""The results of `speed.py` as a table in Markdown, with the machine and the versions.
+"""Print the results of speed.py as a table in Markdown, with the machine and the versions.
 
 python benchmarks/table.py speed.json > docs/benchmarks-speed-two-cores.md
 """
@@ -24,7 +24,7 @@ def milliseconds(seconds: float) -> str:
 
 
 def main(
-    results: tyro.conf.Positional[Path],  # what `pytest benchmarks/speed.py --benchmark-json` wrote
+    results: tyro.conf.Positional[Path],  # of pytest benchmarks/speed.py --benchmark-json
 ) -> None:
     measured = json.loads(results.read_text())
     machine = measured["machine_info"]

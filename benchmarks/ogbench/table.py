@@ -1,0 +1,188 @@
+"""Tables and figures of the agents that run.py trained: means, interquartile means, intervals, and comparisons.
+
+    python benchmarks/ogbench/table.py results/agents.jsonl --out results
+
+Several files are combined. Intervals are stratified bootstraps over seeds within each task, as recommended by
+Agarwal and others (arXiv 2108.13264). Success is in percent; higher is better.
+"""
+
+import csv
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import matplotlib
+import numpy as np
+import tyro
+from published import RESULTS
+from scipy.stats import trim_mean
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+Scores = dict[str, dict[str, np.ndarray]]
+"""Success in percent by method, task and seed."""
+
+
+@dataclass(frozen=True)
+class Args:
+    files: Annotated[tuple[Path, ...], tyro.conf.Positional]  # of JSON lines, written by run.py
+    out: Path = Path("results")  # where table.md, table.csv and table.png are written
+    resamples: int = 2000  # of the bootstrap
+
+
+def read(files: tuple[Path, ...]) -> Scores:
+    """The last line of each agent, by method (with its changed settings), task and seed."""
+    agents: dict[tuple[str, str, int], float] = {}
+    for file in files:
+        for number, line in enumerate(file.read_text().splitlines(), 1):
+            try:
+                row = json.loads(line)
+                agents[row["method"], row["task"], row["seed"]] = 100 * float(np.mean(row["success"]))
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{file}:{number} is not a line of run.py ({type(error).__name__}: {error})."
+                ) from error
+    scores: Scores = defaultdict(dict)
+    for method, task, _ in agents:
+        values = [score for (m, t, _), score in sorted(agents.items()) if (m, t) == (method, task)]
+        scores[method][task] = np.array(values)
+    if not scores:
+        raise ValueError(f"no finished agent in {', '.join(map(str, files))}: run run.py first.")
+    return dict(scores)
+
+
+def iqm(scores: np.ndarray) -> float:
+    """The mean of the middle half: robust against outliers, and efficient with few runs."""
+    return float(trim_mean(scores, 0.25, axis=None))
+
+
+def interval(
+    tasks: list[np.ndarray], statistic: Callable[[np.ndarray], float], resamples: int, confidence: float = 0.95
+) -> tuple[float, float]:
+    """The percentile bootstrap of a statistic of all runs, which resamples the seeds within each task."""
+    rng = np.random.default_rng(0)
+    draws = [statistic(np.concatenate([rng.choice(task, len(task)) for task in tasks])) for _ in range(resamples)]
+    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def probability_of_improvement(x: dict[str, np.ndarray], y: dict[str, np.ndarray]) -> float:
+    """How likely a run of x succeeds more often than a run of y on the same task; ties count half. NaN without one."""
+    shared = [np.sign(x[task][:, None] - y[task][None]) for task in x if task in y]
+    return float(np.mean([(1 + sign).mean() / 2 for sign in shared])) if shared else float("nan")
+
+
+def rows(scores: Scores, resamples: int) -> list[dict[str, Any]]:
+    """One row for each method and task, and one for each method over the tasks that every method has."""
+    complete = [task for task in tasks_of(scores) if all(task in scores[method] for method in scores)]
+    table = []
+    for method, by_task in scores.items():
+        groups = {task: [by_task[task]] for task in tasks_of(scores) if task in by_task}
+        if complete:
+            groups["all"] = [by_task[task] for task in complete]
+        for task, values in groups.items():
+            low, high = interval(values, np.mean, resamples)
+            middle_low, middle_high = interval(values, iqm, resamples)
+            table.append(
+                {"method": method, "task": task, "runs": sum(map(len, values))}
+                | {"mean": float(np.mean(np.concatenate(values))), "low": low, "high": high}
+                | {"iqm": iqm(np.concatenate(values)), "iqm_low": middle_low, "iqm_high": middle_high}
+                | {"published": published(method, task)}
+            )
+    return table
+
+
+def published(method: str, task: str) -> float | None:
+    """The published mean of the five tasks of the task's environment, where there is one."""
+    return RESULTS.get(method, {}).get(task.split("-singletask")[0])
+
+
+def tasks_of(scores: Scores) -> list[str]:
+    return sorted({task for by_task in scores.values() for task in by_task})
+
+
+def markdown(scores: Scores, table: list[dict[str, Any]]) -> str:
+    """Methods as rows, tasks as columns; a missing cell is shown as missing."""
+    cells = {(row["method"], row["task"]): row for row in table}
+    columns = [*tasks_of(scores), *(["all"] if any(task == "all" for _, task in cells) else [])]
+    lines = ["| method | " + " | ".join(columns) + " | IQM, all |", "|---" * (len(columns) + 2) + "|"]
+    for method in scores:
+        shown = [_cell(cells.get((method, task))) for task in columns]
+        both = cells.get((method, "all"))
+        middle = f"{both['iqm']:.0f} ({both['iqm_low']:.0f} to {both['iqm_high']:.0f})" if both else "missing"
+        lines.append(f"| {method} | " + " | ".join(shown) + f" | {middle} |")
+    better = [
+        f"| {x} | "
+        + " | ".join("" if x == y else f"{probability_of_improvement(scores[x], scores[y]):.2f}" for y in scores)
+        + " |"
+        for x in scores
+    ]
+    names = " | ".join(scores)
+    return "\n".join(
+        [
+            "Mean success in percent (95% interval), n runs; in brackets the published mean of the environment's five",
+            "tasks after a million updates. Higher is better.",
+            "",
+            *lines,
+            "",
+            "Probability that a run of the row's method succeeds more often than one of the column's. Above 0.5 the",
+            "row is better.",
+            "",
+            f"| | {names} |",
+            "|---" * (len(scores) + 1) + "|",
+            *better,
+            "",
+        ]
+    )
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "missing"
+    known = "" if row["published"] is None else f" [{row['published']:.0f}]"
+    return f"{row['mean']:.0f} ({row['low']:.0f} to {row['high']:.0f}), n={row['runs']}{known}"
+
+
+def draw(scores: Scores, table: list[dict[str, Any]], path: Path) -> None:
+    """The interquartile means with intervals, and the share of runs above each success: the performance profile."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 0.35 * len(scores) + 2), layout="constrained")
+    methods = sorted(scores, key=lambda method: iqm(np.concatenate(list(scores[method].values()))))
+    for height, method in enumerate(methods):
+        values = list(scores[method].values())
+        low, high = interval(values, iqm, 500)
+        left.plot([low, high], [height, height], linewidth=6, alpha=0.5)
+        left.plot(iqm(np.concatenate(values)), height, "o", color="black", markersize=4)
+        levels = np.linspace(0, 100, 101)
+        right.plot(levels, [(np.concatenate(values) > level).mean() for level in levels], label=method)
+    left.set_yticks(range(len(methods)), methods)
+    left.set(xlabel="interquartile mean of success (%)", xlim=(0, 100))
+    right.set(xlabel="success (%)", ylabel="share of runs above it", ylim=(0, 1))
+    right.legend(fontsize="small", ncols=2)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main() -> None:
+    args = tyro.cli(Args, description=__doc__)
+    try:
+        scores = read(args.files)
+    except (ValueError, OSError) as error:
+        sys.exit(f"table.py: {error}")
+    table = rows(scores, args.resamples)
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "table.md").write_text(text := markdown(scores, table))
+    with (args.out / "table.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, table[0])
+        writer.writeheader()
+        writer.writerows(table)
+    draw(scores, table, args.out / "table.png")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
