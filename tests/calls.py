@@ -1,4 +1,4 @@
-"""Small valid inputs, and the functions bound to the plainest networks: for the tests of what is taken and refused."""
+"""Small valid inputs, and the functions bound to the simplest callables: for the tests of good and bad input."""
 
 from functools import partial
 
@@ -24,10 +24,17 @@ STEP = Transition(X, X, jnp.float32(1), jnp.float32(1), X)
 
 
 def stay(obs, x, t, h):
+    """A velocity of zero."""
     return jnp.zeros_like(x)
 
 
+def act(obs, noise):
+    """The actor whose action is its noise."""
+    return noise
+
+
 def critic(obs, action):
+    """Two members, each with one dimension of the action."""
     return action
 
 
@@ -36,7 +43,7 @@ roll = partial(rollout_k, stay, None)
 match = partial(flow_matching_loss, stay, None)
 agree = partial(self_consistency_loss, stay, stay, None)
 both = partial(shortcut_loss, stay, stay, None)
-fit = partial(td_loss, critic, critic, stay)
-target = partial(td_target, critic, stay)
-improve = partial(q_loss, stay, critic, None)
-select = partial(bon_select, stay, critic, None)
+fit = partial(td_loss, critic, critic, act)
+target = partial(td_target, critic, act)
+improve = partial(q_loss, act, critic, None)
+select = partial(bon_select, act, critic, None)

@@ -1,4 +1,4 @@
-"""How the suite runs: float64 at hand for the oracles, nothing broadcast by accident, every warning an error."""
+"""Settings of the suite: float64 for the oracles, no implicit broadcasting, warnings as errors."""
 
 import os
 
@@ -9,7 +9,7 @@ from running import TRAIN, finish, start
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_disable_most_optimizations", True)  # the suite compiles much and computes little
+jax.config.update("jax_disable_most_optimizations", True)  # compiling takes longer than running here
 
 hypothesis.settings.register_profile("laptop", deadline=None, max_examples=30)
 hypothesis.settings.register_profile("ci", deadline=None, max_examples=30, derandomize=True, print_blob=True)
@@ -23,12 +23,12 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory):
-    """A home folder of our own for the examples, so that they share a dataset and compiled programs."""
+    """A home folder for the examples, so that they share datasets and compiled programs."""
     return tmp_path_factory.mktemp("home")
 
 
 @pytest.fixture(scope="session")
 def trained_run(home):
-    """The folder of a small run of `sorl.py` that nothing interrupted."""
+    """The folder of a small run of `sorl.py` that was not interrupted."""
     finish(start(home, *TRAIN, "--out", home / "trained"))
     return home / "trained"

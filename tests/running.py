@@ -1,4 +1,4 @@
-"""Small runs of the examples, in processes of their own."""
+"""Run the examples, small, in processes of their own."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ TRAIN = ["sorl.py", "--preset", "smoke", "--env", ENV, "--updates", "150"]
 
 
 def start(home, script, *args, before=(), **options):
-    """Run an example with `home` as its home; `before`: what runs it."""
+    """Start an example with `home` as its home folder. `before`: a command that starts it."""
     here = {"XDG_CACHE_HOME": str(home), "HOME": str(home), "JAX_COMPILATION_CACHE_DIR": str(home / "jax")}
     env = os.environ | here | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     command = [*before, sys.executable, EXAMPLES / script, *args]
@@ -19,7 +19,7 @@ def start(home, script, *args, before=(), **options):
 
 
 def finish(process, timeout=300):
-    """What a process that ends well printed."""
+    """Wait for a process, which must succeed. Returns what it printed."""
     said, complained = process.communicate(timeout=timeout)
     assert process.returncode == 0, complained
     return said

@@ -1,4 +1,4 @@
-"""The benchmarks' table says what was measured: milliseconds of one thing, its floor, and the ratio of the two."""
+"""The table of the benchmarks: milliseconds of one result, its floor, and the ratio of the two."""
 
 import importlib
 import json

@@ -1,4 +1,7 @@
-"""Transitions: checked on the host, looked ahead in, drawn by key."""
+"""Datasets: checked on the host, with the array, the first bad index and the remedy in the error's first line."""
+
+import datetime
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -6,180 +9,388 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
-from shortcutrl import Transition, data
+from shortcutrl import data
 
 
-def fields(size=4, **changed):
+def fields(rows=4, **changed):
     rng = np.random.default_rng(0)
     return {
-        "obs": rng.normal(size=(size, 3)),
-        "action": rng.uniform(-1, 1, (size, 2)),
-        "reward": rng.normal(size=size),
-        "mask": np.ones(size),
-        "next_obs": rng.normal(size=(size, 3)),
+        "observations": rng.normal(size=(rows, 3)),
+        "actions": rng.uniform(-1, 1, (rows, 2)),
+        "rewards": rng.normal(size=rows),
+        "terminals": np.arange(rows) == rows - 1,
         **changed,
     }
 
 
 def with_value(name, index, value):
     arrays = fields()
+    arrays[name] = arrays[name].astype(float)
     arrays[name][index] = value
     return arrays
 
 
+def camera(dtype=np.uint8, **changed):
+    return {"camera": np.zeros((4, 2, 2, 3), dtype), "joints": [np.zeros((4, 3)), np.zeros(4, np.int16)], **changed}
+
+
 def test_good_values_arrive_as_float32():
-    given_arrays = fields()
-    dataset = data.transitions(**given_arrays)
-    for name, values in given_arrays.items():
+    arrays = fields()
+    dataset = data.from_arrays(**arrays)
+    for name, values in {"obs": "observations", "action": "actions", "reward": "rewards"}.items():
         assert getattr(dataset, name).dtype == jnp.float32
-        np.testing.assert_allclose(getattr(dataset, name), values, rtol=1e-6)
+        np.testing.assert_array_equal(getattr(dataset, name), arrays[values].astype(np.float32))
+    assert (dataset.mask.dtype, dataset.episode_end.dtype, dataset.next_obs) == (jnp.float32, jnp.bool_, None)
+    np.testing.assert_array_equal(dataset.mask, [1, 1, 1, 0])
+    np.testing.assert_array_equal(dataset.episode_end, [0, 0, 0, 1])
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(dataset))
 
 
-@pytest.mark.parametrize(
-    ("arrays", "message"),
-    [
-        (with_value("obs", (2, 1), np.nan), r"`obs\[2, 1\]` = nan is not finite"),
-        (with_value("reward", 3, np.inf), r"`reward\[3\]` = inf is not finite"),
-        (with_value("action", (1, 0), 1.5), r"`action\[1, 0\]` = 1.5 lies outside \[-1.0, 1.0\]"),
-        (with_value("mask", 2, 0.5), r"`mask\[2\]` = 0.5 is neither 0 nor 1"),
-        (fields(reward=np.ones(3)), "`reward` has 3 transitions but `obs` has 4"),
-        (fields(size=0), "`obs` is empty"),
-        (fields(next_obs=np.ones((4, 2))), "`next_obs` has shape"),
-        (fields(reward=np.ones((4, 1))), r"`reward` must have 1 dimensions.*squeeze\(-1\)"),
-        (with_value("reward", 3, 1e300), r"`reward\[3\]` = inf is not finite"),
-        (fields(obs={"image": np.ones(4)}), "`obs` must be an array of numbers, got dict.*`Transition` yourself"),
-        (fields(obs=[["a", "b", "c"]] * 4), "`obs` must be an array of numbers, got list"),
-        (fields(action_range=(1.0, -1.0)), r"`action_range` must be \(low, high\)"),
-    ],
-)
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, bool, np.float16, np.float32, jnp.bfloat16], ids=str)
+def test_observations_keep_their_dtype(dtype):
+    assert data.from_arrays(**fields(observations=np.ones((4, 2), dtype))).obs.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.longdouble])
+def test_wider_observations_become_float32(dtype):
+    assert data.from_arrays(**fields(observations=np.ones((4, 2), dtype))).obs.dtype == np.float32
+
+
+def test_wide_integers_are_narrowed_only_if_they_fit():
+    good, bad = (np.full((4, 2), value, np.int64) for value in (7, 2**40))
+    with jax.enable_x64(False):
+        assert data.from_arrays(**fields(observations=good)).obs.dtype == np.int32
+        with pytest.raises(ValueError, match=r"`observations\[0, 0\]` = 1099511627776 does not fit into int32 \(8"):
+            data.from_arrays(**fields(observations=bad))
+
+
+def test_observations_may_be_any_pytree():
+    obs = data.from_arrays(**fields(observations=camera())).obs
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), obs) == {
+        "camera": ((4, 2, 2, 3), np.uint8),
+        "joints": [((4, 3), np.float32), ((4,), np.int16)],
+    }
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int64, np.float16, np.longdouble, bool])
+def test_numbers_of_any_kind_are_taken(dtype):
+    ones = np.ones(4, dtype)
+    dataset = data.from_arrays(**fields(actions=ones[:, None], rewards=ones, terminals=ones))
+    assert (dataset.action.dtype, dataset.reward.dtype) == (np.float32, np.float32)
+    assert (dataset.action.min(), dataset.reward.min(), dataset.mask.max()) == (1, 1, 0)
+
+
+def test_jax_arrays_are_taken():
+    given_arrays = jax.tree.map(jnp.asarray, fields())
+    assert data.from_arrays(**given_arrays).action.shape == (4, 2)
+
+
+def test_the_dataset_is_a_copy():
+    arrays = fields(observations=np.zeros((4096, 16), np.float32), actions=np.zeros((4096, 2), np.float32))
+    arrays |= {"rewards": np.zeros(4096, np.float32), "terminals": np.zeros(4096, bool)}
+    dataset = data.from_arrays(**arrays)
+    for values in arrays.values():
+        values += 1 if values.dtype != bool else True
+    assert all(leaf.max() == 0 for leaf in (dataset.obs, dataset.action, dataset.reward))
+    assert dataset.mask.min() == 1
+
+
+NAN, OBJECT = np.nan, np.array([None, 1.0, 2.0, 3.0])
+BAD_VALUES = {
+    "a NaN observation": (
+        with_value("observations", (2, 1), NAN),
+        r"`observations\[2, 1\]` = nan is not finite .*1",
+    ),
+    "an infinite reward": (with_value("rewards", 3, np.inf), r"`rewards\[3\]` = inf is not finite in float32"),
+    "a reward beyond float32": (with_value("rewards", 3, 1e300), r"`rewards\[3\]` = 1e\+300 is not finite in float32"),
+    "a NaN action": (with_value("actions", (0, 1), NAN), r"`actions\[0, 1\]` = nan is not finite"),
+    "an action out of range": (
+        with_value("actions", (1, 0), 1.5),
+        r"`actions\[1, 0\]` = 1.5 lies outside \[-1.0, 1.0\]; rescale it or pass `action_range` \(1 such values of 8\)",
+    ),
+    "a flag of a half": (with_value("terminals", 2, 0.5), r"`terminals\[2\]` = 0.5 is neither 0 nor 1"),
+    "a timeout of two": (fields(timeouts=np.full(4, 2)), r"`timeouts\[0\]` = 2.0 is neither 0 nor 1 \(4 such"),
+    "few rewards": (fields(rewards=np.ones(3)), "`actions` has 4 rows but `rewards` has 3"),
+    "few actions": (fields(actions=np.ones((3, 2))), "`actions` has 3 rows but `rewards` has 4"),
+    "few flags": (fields(terminals=np.ones(3)), "`terminals` has 3 rows but `rewards` has 4"),
+    "no rows": (fields(rows=0), "`rewards` is empty. A dataset needs at least one transition"),
+    "a column of rewards": (
+        fields(rewards=np.ones((4, 1))),
+        r"`rewards` must have shape \(rows,\), got \(4, 1\). Use `rewards.squeeze\(-1\)`",
+    ),
+    "a column of flags": (
+        fields(terminals=np.ones((4, 1))),
+        r"`terminals` must have shape \(rows,\), got \(4, 1\). Use `terminals.squeeze\(-1\)`",
+    ),
+    "actions without an axis": (fields(actions=np.ones(4)), r"`actions` must have shape \(rows, action\), got \(4,\)"),
+    "actions with an axis too many": (
+        fields(actions=np.ones((4, 2, 1))),
+        r"`actions` must have shape \(rows, action\)",
+    ),
+    "observations without rows": (fields(observations=np.ones(())), "`observations` must have one row for each step"),
+    "a NaN in a picture": (
+        fields(observations=camera(camera=np.full((4, 2, 2, 3), NAN))),
+        r"`observations\['camera'\]\[0, 0, 0, 0\]` = nan is not finite in float32.*\(48 such values of 48\)",
+    ),
+    "an inner array that is short": (
+        fields(observations=camera(joints=[np.ones((3, 1))])),
+        r"`observations\['joints'\]\[0\]` has 3 rows but `rewards` has 4",
+    ),
+    "a list of steps": (fields(observations=[np.ones(3)] * 4), r"`observations\[0\]` has 3 rows.*`np.stack\(...\)`"),
+    "both names of a flag": (fields(terminations=np.ones(4)), "Pass one of `terminals` and `terminations`, got both"),
+    "both names of a timeout": (
+        fields(timeouts=np.ones(4), truncations=np.ones(4)),
+        "Pass at most one of `timeouts` and `truncations`, got both",
+    ),
+    "no flag": (fields(terminals=None), "Pass one of `terminals` and `terminations`, got neither"),
+    "no known successor": (
+        fields(terminals=np.zeros(4), timeouts=np.ones(4)),
+        "no successor is known, because each of the 4 rows.*Pass `next_observations`",
+    ),
+    "another structure": (
+        fields(observations=camera(), next_observations=np.ones((4, 3))),
+        "`next_observations` must have the structure of `observations`",
+    ),
+    "another size": (
+        fields(next_observations=np.ones((4, 2))),
+        r"`next_observations` must be like `observations`, float32\[4, 3\], got float32\[4, 2\]",
+    ),
+    "another dtype": (
+        fields(observations=camera(), next_observations=camera(float)),
+        r"`next_observations\['camera'\]` must be like `observations`, uint8.*got float32",
+    ),
+    "a range upside down": (fields(action_range=(1.0, -1.0)), "`action_range` must have low < high in every"),
+    "a range that is empty": (fields(action_range=(1.0, 1.0)), "`action_range` must have low < high in every"),
+    "a NaN range": (fields(action_range=(NAN, 1.0)), "`action_range` must have low < high in every dimension"),
+    "a huge range": (fields(action_range=(0, 10**400)), r"`action_range` must fit into float32.*Pass `np.inf`"),
+    "a range of another size": (
+        fields(action_range=(-np.ones(3), np.ones(3))),
+        r"`action_range` has bounds of shape \(3,\) but `actions` has shape \(4, 2\)",
+    ),
+    "ends of two sizes": (
+        fields(action_range=(-np.ones(2), np.ones(3))),
+        r"`action_range` must be bounds of one shape, got \(2,\) and \(3,\)",
+    ),
+    "an infinite range to rescale": (fields(action_range=(-np.inf, np.inf), rescale=True), "must be finite"),
+}
+BAD_KINDS = {
+    "objects": (fields(rewards=OBJECT), r"`rewards` must hold real numbers, got object\[4\]"),
+    "text": (fields(observations=np.full((4, 3), "a")), "`observations` must hold real numbers, got <U1"),
+    "digits": (
+        fields(rewards=np.array(["1", "2", "3", "4"])),
+        r"`rewards` must hold real numbers.*astype\(np",
+    ),
+    "dates": (fields(rewards=np.zeros(4, "datetime64[s]")), "`rewards` must hold real numbers, got datetime64"),
+    "durations": (fields(rewards=np.zeros(4, "timedelta64[s]")), "`rewards` must hold real numbers, got timedelta64"),
+    "complex numbers": (fields(actions=np.ones((4, 2), complex)), "`actions` must hold real numbers, got complex128"),
+    "records": (fields(rewards=np.zeros(4, [("a", float)])), "`rewards` must hold real numbers"),
+    "random keys": (fields(rewards=jax.random.split(jax.random.key(0), 4)), "`rewards` must hold real numbers"),
+    "a mask": (fields(rewards=np.ma.masked_equal([1, 2, 3, 4], 2)), r"`rewards` is a masked array. Drop.*filled"),
+    "a masked picture": (
+        fields(observations=camera(camera=np.ma.ones((4, 2)))),
+        r"`observations\['camera'\]` is a masked array",
+    ),
+    "a list": (fields(rewards=[1.0, 2.0]), r"`rewards` must be an array, got \[1.0, 2.0\]. Convert it by `np.asarray"),
+    "lists of lists": (fields(observations=[[0.0]] * 4), r"`observations\[0\]\[0\]` must be an array, got 0.0"),
+    "a word": (fields(actions="actions"), "`actions` must be an array, got 'actions'"),
+    "a date": (
+        fields(rewards=datetime.date(2020, 1, 1)),
+        r"`rewards` must be an array, got datetime.date\(2020",
+    ),
+    "nothing": (fields(rewards=None), "`rewards` must be an array, got None"),
+    "no observations": (fields(observations=None), "`observations` holds no array, got None"),
+    "an empty dictionary": (fields(observations={}), "`observations` holds no array, got {}"),
+    "keys of two kinds": (
+        fields(observations={1: np.ones(4), "a": np.ones(4)}),
+        "`observations` must be an array or a",
+    ),
+    "an iterator": (fields(observations=iter([1.0])), "`observations` must be an array"),
+    "an unknown name": (fields(timeout=np.ones(4)), "`timeout` is not an argument of `from_arrays`"),
+    "a range that is no pair": (fields(action_range=1.0), "`action_range` must be .*got 1.0"),
+    "a range of text": (fields(action_range=("-1", "1")), "`action_range` must be"),
+    "a range of flags": (fields(action_range=(False, True)), "`action_range` must be two numbers or two arrays"),
+    "a range of objects": (fields(action_range=(OBJECT, OBJECT)), "`action_range` must hold real numbers"),
+    "a range with two axes": (fields(action_range=(-np.ones((1, 2)), np.ones((1, 2)))), "`action_range` must be two"),
+    "a masked range": (fields(action_range=(np.ma.zeros(2), np.ma.ones(2))), "`action_range` is a masked array"),
+    "rescaling by a word": (fields(rescale="yes"), "`rescale` must be"),
+}
+
+
+@pytest.mark.parametrize(("arrays", "message"), BAD_VALUES.values(), ids=BAD_VALUES.keys())
 def test_bad_values_are_named(arrays, message):
-    with pytest.raises(ValueError, match=message):
-        data.transitions(**arrays)
+    with pytest.raises(ValueError, match=f"^[^\n]*{message}"):
+        data.from_arrays(**arrays)
 
 
-def test_the_action_range_is_the_users():
-    data.transitions(**fields(action=np.full((4, 2), 3.0)), action_range=(-3.0, 3.0))
+@pytest.mark.parametrize(("arrays", "message"), BAD_KINDS.values(), ids=BAD_KINDS.keys())
+def test_what_is_no_array_of_numbers_is_refused(arrays, message):
+    with pytest.raises(TypeError, match=f"^[^\n]*{message}"):
+        data.from_arrays(**arrays)
+
+
+@pytest.mark.parametrize("name", ["observations", "actions", "rewards", "terminals"])
+def test_traced_arrays_are_refused(name):
+    with pytest.raises(TypeError, match=rf"`{name}` must be concrete, got a traced .* Call .* outside of `jit`"):
+        jax.jit(lambda values: data.from_arrays(**fields(**{name: values})))(fields()[name])
+
+
+def test_the_dictionary_of_d4rl_is_taken_as_it_is():
+    d4rl = fields(timeouts=np.arange(4) == 1) | {"infos/qpos": np.ones(3), "metadata/algorithm": b"SAC"}
+    assert data.from_arrays(**d4rl).episode_end.tolist() == [False, True, False, True]
+
+
+@pytest.mark.parametrize(("terminal", "timeout"), [("terminals", "timeouts"), ("terminations", "truncations")])
+def test_a_terminal_state_or_a_timeout_ends_an_episode(terminal, timeout):
+    flags = {"terminals": None, terminal: np.array([0, 1, 0, 0, 0, 1]), timeout: np.array([0, 0, 1, 0, 0, 1])}
+    dataset = data.from_arrays(**fields(rows=6, **flags))
+    assert dataset.mask.tolist() == [1, 0, 1, 1, 1, 0]
+    assert dataset.episode_end.tolist() == [False, True, True, False, False, True]
+
+
+def test_the_last_row_ends_its_episode():
+    dataset = data.from_arrays(**fields(terminals=np.zeros(4)))
+    assert dataset.episode_end.tolist() == [False, False, False, True]
+    assert dataset.mask.tolist() == [1, 1, 1, 1]
+
+
+def test_without_timeouts_an_episode_ends_where_the_next_observation_is_not_the_next_row():
+    obs = camera(joints=[np.arange(12.0).reshape(4, 3), np.zeros(4, np.int16)])
+    after = jax.tree.map(lambda leaf: np.roll(leaf, -1, axis=0), obs)
+    dataset = data.from_arrays(**fields(observations=obs, next_observations=after, terminals=np.zeros(4)))
+    assert dataset.episode_end.tolist() == [False, False, False, True]
+    after["joints"][0][1] += 1
+    dataset = data.from_arrays(**fields(observations=obs, next_observations=after, terminals=np.zeros(4)))
+    assert dataset.episode_end.tolist() == [False, True, False, True]
+    told = fields(observations=obs, next_observations=after, terminals=np.zeros(4), timeouts=np.arange(4) == 2)
+    assert data.from_arrays(**told).episode_end.tolist() == [False, False, True, True]
+
+
+def test_one_row_is_enough_if_its_successor_is_known():
+    assert data.from_arrays(**fields(rows=1)).mask.tolist() == [0]
+    after = {"next_observations": np.ones((1, 3)), "terminals": np.zeros(1)}
+    assert data.from_arrays(**fields(rows=1, **after)).next_obs.shape == (1, 3)
+    with pytest.raises(ValueError, match="no successor is known, because each of the 1 rows"):
+        data.from_arrays(**fields(rows=1, terminals=np.zeros(1)))
+
+
+LOW, HIGH = np.float32([-1, -2]), np.float32([1, 2])
+
+
+def test_the_bounds_of_a_box_are_bounds_of_each_dimension():
+    action = np.full((4, 2), (1.0, 2.0))
+    assert data.from_arrays(**fields(actions=action, action_range=(LOW, HIGH))).action[0].tolist() == [1, 2]
+    for range_ in [(LOW, HIGH), (jnp.asarray(LOW), jnp.asarray(HIGH))]:
+        with pytest.raises(ValueError, match=r"`actions\[0, 0\]` = 1.5 lies outside its range in `action_range` \(4"):
+            data.from_arrays(**fields(actions=np.full((4, 2), (1.5, 2.0)), action_range=range_))
+
+
+def test_actions_are_rescaled_on_request():
+    action = np.array([[-1, -2], [0, 0], [1, 2], [0.5, -1]])
+    dataset = data.from_arrays(**fields(actions=action, action_range=(LOW, HIGH), rescale=True))
+    assert dataset.action.tolist() == [[-1, -1], [0, 0], [1, 1], [0.5, -0.5]]
+
+
+@pytest.mark.parametrize("infinite", [np.inf, np.full(2, np.inf)], ids=["numbers", "arrays"])
+def test_actions_without_bounds_are_taken(infinite):
+    assert (
+        data.from_arrays(**fields(actions=np.full((4, 2), 1e9), action_range=(-infinite, infinite))).action.min() > 9e8
+    )
 
 
 def test_the_rounding_of_an_action_at_the_end_of_its_range_is_no_error():
-    dataset = data.transitions(**fields(action=np.full((4, 2), np.float32(0.4) / 0.4)))
+    action = np.full((4, 2), np.float32(0.4))  # which is above 0.4
+    dataset = data.from_arrays(**fields(actions=action, action_range=(-0.4, 0.4), rescale=True))
     assert (dataset.action == 1).all()
 
 
-@pytest.mark.parametrize(
-    "change", [{"reward": np.ones(3)}, {"next_obs": np.ones((3, 3))}, {"mask": np.float32(1)}], ids=str
-)
-def test_arrays_of_different_lengths_are_refused_not_clamped(change):
-    dataset = data.transitions(**fields())._replace(**change)
-    with pytest.raises(ValueError, match=r"`dataset` must have one leading axis, as long in each.*not empty, got .obs"):
-        data.sample(dataset, jax.random.key(0), batch_size=2)
-    with pytest.raises(ValueError, match="`dataset` must have one leading axis"):
-        data.n_step(dataset, np.zeros(4, bool), n=2, discount=0.9)
-
-
-def test_rewards_of_several_tasks_are_told_to_be_mapped():
-    dataset = data.transitions(**fields())._replace(reward=np.ones((4, 5)))
-    with pytest.raises(ValueError, match=r"`dataset.reward` must have one dimension, got \(4, 5\).*jax.vmap"):
-        data.n_step(dataset, np.zeros(4, bool), n=2, discount=0.9)
-
-
-def looked_ahead(dataset, episode_end, n, discount):
-    """The definition, by a loop: what `n_step` must agree with."""
-    reward, bootstrap, final = [], [], []
-    for start in range(len(dataset.reward)):
-        total, weight = 0.0, 1.0
-        for i in range(start, min(start + n, len(dataset.reward))):
-            total += weight * float(dataset.reward[i])
-            weight *= discount * float(dataset.mask[i])
-            if episode_end[i]:
-                break
-        reward.append(total)
-        bootstrap.append(weight)
-        final.append(i)
-    return np.array(reward), np.array(bootstrap), np.asarray(dataset.next_obs)[final]
+finite = st.floats(-1e6, 1e6, width=32)
 
 
 @given(
-    lengths=st.lists(st.integers(1, 7), min_size=1, max_size=4),
-    n=st.integers(1, 6),
-    discount=st.floats(0.1, 1),
-    seed=st.integers(0, 2**31 - 1),
+    low=finite,
+    size=st.floats(2**-10, 1e6, width=32),
+    where=hnp.arrays(np.float32, (3, 2), elements=st.floats(0, 1, width=32)),
+    dtype=st.sampled_from([np.float32, np.float64]),
+    library=st.sampled_from([np.asarray, jnp.asarray]),
 )
-def test_n_step_is_its_definition(lengths, n, discount, seed):
-    rng, size = np.random.default_rng(seed), sum(lengths)
-    episode_end = np.zeros(size, bool)
-    episode_end[np.cumsum(lengths) - 1] = True
-    arrays = fields(size, reward=rng.normal(size=size), mask=rng.integers(0, 2, size).astype(float))
-    dataset = Transition(**{name: jnp.asarray(values) for name, values in arrays.items()})
-    ahead = data.n_step(dataset, episode_end, n=n, discount=discount)
-
-    reward, bootstrap, next_obs = looked_ahead(dataset, episode_end, n, discount)
-    np.testing.assert_allclose(ahead.reward, reward, rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(discount * ahead.mask, bootstrap, rtol=1e-9, atol=1e-9)
-    alive = bootstrap > 0  # where the weight is 0 nothing is bootstrapped from
-    np.testing.assert_array_equal(np.asarray(ahead.next_obs)[alive], next_obs[alive])
-
-
-def test_n_step_refuses_less_than_one():
-    dataset = data.transitions(**fields())
-    with pytest.raises(ValueError, match="`n` must be at least 1, got 0"):
-        data.n_step(dataset, np.array([False, False, False, True]), n=0, discount=0.9)
+def test_scaling_goes_there_and_back_and_never_leaves_the_range(low, size, where, dtype, library):
+    low, high = np.float32(low), np.float32(low + size * max(1, abs(low)))
+    scale = data.ActionScale(low, high)
+    action = np.clip(np.float64(low) + where.astype(np.float64) * np.float64(high - low), low, high).astype(dtype)
+    unit = scale.to_unit(library(action))
+    back = scale.from_unit(unit)
+    assert isinstance(unit, type(library(action)))
+    assert unit.dtype == back.dtype == dtype
+    assert np.abs(unit).max() <= 1
+    slack = 4 * np.finfo(np.float32).eps * max(abs(low), abs(high)) if library is jnp.asarray else 0
+    assert low - slack <= back.min() <= back.max() <= high + slack
+    np.testing.assert_allclose(back, action, rtol=1e-6, atol=4 * np.finfo(np.float32).eps * max(abs(low), abs(high)))
+    for scaled, end in ((-1, low), (1, high)):
+        assert scale.from_unit(library(np.full((1,), scaled, dtype))).item() == end
+        assert scale.to_unit(library(np.full((1,), end, dtype))).item() == scaled
 
 
-def test_chunk_refuses_less_than_one():
-    dataset = data.transitions(**fields())
-    with pytest.raises(ValueError, match="`length` must be at least 1, got 0"):
-        data.chunk(dataset, np.array([False, False, False, True]), length=0, discount=0.9)
+@pytest.mark.parametrize("dtype", [np.int32, np.float16, jnp.bfloat16, np.uint8], ids=str)
+@pytest.mark.parametrize("library", [np.asarray, jnp.asarray])
+def test_narrow_actions_are_scaled_in_float32(dtype, library):
+    action = library(np.ones((2, 1)).astype(dtype))
+    assert data.ActionScale(0, 3).to_unit(action).dtype == np.float32
+    np.testing.assert_allclose(data.ActionScale(0, 3).to_unit(action), -1 / 3, rtol=1e-6)
 
 
-def test_samples_are_whole_transitions_drawn_evenly():
-    size = 5
-    count = np.arange(size, dtype=float)
-    dataset = data.transitions(
-        obs=count[:, None], action=count[:, None] / size, reward=count, mask=np.ones(size), next_obs=count[:, None] + 1
-    )
-    batch = jax.jit(data.sample, static_argnames="batch_size")(dataset, jax.random.key(0), batch_size=5000)
-    np.testing.assert_array_equal(batch.obs[:, 0], batch.reward)
-    np.testing.assert_array_equal(batch.next_obs[:, 0], batch.reward + 1)
-    share = np.bincount(np.asarray(batch.reward, int), minlength=size) / 5000
-    np.testing.assert_allclose(share, 1 / size, atol=0.03)  # 5 standard deviations
+def test_scaling_works_inside_transformations_and_in_other_processes():
+    scale = pickle.loads(pickle.dumps(data.ActionScale(LOW, HIGH)))
+    unit = jnp.float32([[0.5, 0.5], [1, 1]])
+    assert jax.jit(jax.vmap(scale.from_unit))(unit).tolist() == [[0.5, 1], [1, 2]]
+    assert jax.jacobian(scale.from_unit)(unit[0]).tolist() == [[1, 0], [0, 2]]
 
 
-def test_a_batch_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="`batch_size` must be at least 1, got 0"):
-        data.sample(data.transitions(**fields()), jax.random.key(0), batch_size=0)
+def test_the_bounds_are_a_copy():
+    low = LOW.copy()
+    scale = data.ActionScale(low, HIGH)
+    low[:] = 5
+    assert scale.low.tolist() == [-1, -2]
+    with pytest.raises(ValueError, match="read-only"):
+        scale.low[0] = 5
 
 
-@given(
-    lengths=st.lists(st.integers(1, 7), min_size=1, max_size=4),
-    length=st.integers(1, 4),
-    seed=st.integers(0, 2**31 - 1),
-)
-def test_chunks_are_their_definition(lengths, length, seed):
-    rng, size = np.random.default_rng(seed), sum(lengths)
-    ends = np.cumsum(lengths)
-    episode_end = np.zeros(size, bool)
-    episode_end[ends - 1] = True
-    arrays = fields(size, reward=rng.normal(size=size), mask=rng.integers(0, 2, size).astype(float))
-    dataset = Transition(**{name: jnp.asarray(values) for name, values in arrays.items()})
-    starts = [i for i in range(size) if i + length <= ends[ends > i][0]]
-    if not starts:
-        with pytest.raises(ValueError, match=f"`length` must be at most .*, got {length}"):
-            data.chunk(dataset, episode_end, length=length, discount=0.9)
-        return
-    chunks = data.chunk(dataset, episode_end, length=length, discount=0.9)
-    expected = np.stack([arrays["action"][i : i + length].reshape(-1) for i in starts])
-    np.testing.assert_array_equal(chunks.action, expected)
-    np.testing.assert_array_equal(chunks.obs, arrays["obs"][starts])
-    ahead = data.n_step(dataset, episode_end, n=length, discount=0.9)
-    for name in ("reward", "mask", "next_obs"):
-        np.testing.assert_array_equal(getattr(chunks, name), np.asarray(getattr(ahead, name))[starts])
+BAD_ACTIONS = {
+    "too long": (np.ones(3), ValueError, r"`action` must have shape \(..., 2\) like the bounds, got \(3,\)"),
+    "a scalar": (np.ones(()), ValueError, r"`action` must have shape \(..., 2\)"),
+    "not finite": (np.array([1, np.nan]), ValueError, r"`action\[1\]` = nan is not finite"),
+    "not finite, of JAX": (jnp.array([jnp.inf, 1]), ValueError, r"`action\[0\]` = inf is not finite"),
+    "objects": (np.array([None, 1]), TypeError, "`action` must hold real numbers"),
+    "complex": (np.ones(2, complex), TypeError, "`action` must hold real numbers"),
+    "digits": (np.array(["1", "2"]), TypeError, "`action` must hold real numbers"),
+    "masked": (np.ma.ones(2), TypeError, "`action` is a masked array"),
+    "a list": ([1.0, 2.0], TypeError, "`action` must be an array"),
+    "nothing": (None, TypeError, "`action` must be an array"),
+}
+
+
+@pytest.mark.parametrize(("action", "kind", "message"), BAD_ACTIONS.values(), ids=BAD_ACTIONS.keys())
+@pytest.mark.parametrize("way", ["to_unit", "from_unit"])
+def test_an_action_that_cannot_be_scaled_is_refused(way, action, kind, message):
+    with pytest.raises(kind, match=message):
+        getattr(data.ActionScale(LOW, HIGH), way)(action)
 
 
 @pytest.mark.parametrize(
-    "look", [lambda *a, **k: data.n_step(*a, n=2, **k), lambda *a, **k: data.chunk(*a, length=2, **k)]
+    ("low", "high", "kind", "message"),
+    [
+        (1, -1, ValueError, "`low` and `high` must have low < high in every dimension, got 1.0 and -1.0"),
+        (0, np.nan, ValueError, "must have low < high in every dimension"),
+        (-np.inf, 1, ValueError, "must be finite, got -inf and 1.0. Pass the data's own range"),
+        (-3e38, 3e38, ValueError, "must be finite"),
+        (None, 1, TypeError, "`low` must be a number or an array, got None"),
+        (-1, "1", TypeError, "`high` must be a number or an array, got '1'"),
+        (False, True, TypeError, "must be two numbers or two arrays"),
+        (np.array([[0]]), 1, TypeError, "must be two numbers or two arrays"),
+        (np.array(["0"]), 1, TypeError, "must hold real numbers"),
+    ],
 )
-def test_ends_that_belong_to_another_dataset_are_refused(look):
-    with pytest.raises(ValueError, match="`episode_end` has 3 entries but `dataset` has 4"):
-        look(data.transitions(**fields()), np.array([False, False, True]), discount=1)
+def test_bounds_that_are_none_are_refused(low, high, kind, message):
+    with pytest.raises(kind, match=f"^[^\n]*{message}"):
+        data.ActionScale(low, high)

@@ -1,6 +1,10 @@
 """Evaluation counts every episode once, whatever its length and however many environments there are."""
 
-import os
+import functools
+import gc
+import random
+import warnings
+import weakref
 
 import equinox as eqx
 import gymnasium
@@ -8,26 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from environments import Changed, Countdown, Echo, replaced
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.random.mtrand import get_bit_generator
 
-from shortcutrl.evaluate import ChunkedActions, EnvPool, Evaluation, evaluate, record
-
-
-class Countdown(gymnasium.Env):
-    """Lasts 2 to 30 steps, as the seed says; succeeds if it lasts at most 8; pays the action's first component."""
-
-    observation_space = gymnasium.spaces.Box(0, 100, (1,), np.float32)
-    action_space = gymnasium.spaces.Box(-10, 10, (2,), np.float32)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.left = self.length = int(self.np_random.integers(2, 31))
-        return np.float32([self.left]), {}
-
-    def step(self, action):
-        self.left -= 1
-        ended = self.left <= 0
-        success = {"success": self.length <= 8} if ended else {}
-        return np.float32([self.left]), float(action[0]), ended, False, success
+from shortcutrl import nn, rollout_k
+from shortcutrl.evaluate import EnvPool, Evaluation, evaluate, keyed, record
 
 
 class Actor(eqx.Module):
@@ -37,9 +28,16 @@ class Actor(eqx.Module):
         return jnp.array([self.scale * obs[0] + jax.random.uniform(key), 0.0], jnp.float32)
 
 
-def here(num_envs):
+ACT = Actor(jnp.array(1.0))
+
+
+def still(obs, key):
+    return jnp.zeros(2)
+
+
+def here(num_envs, make_env=Countdown):
     """All in this process."""
-    return EnvPool(Countdown, processes=0, envs_per_process=num_envs)
+    return EnvPool(make_env, processes=0, envs_per_process=num_envs)
 
 
 def lengths(seed, episodes):
@@ -47,19 +45,27 @@ def lengths(seed, episodes):
     return [int(env.reset(seed=seed + i)[0][0]) for i in range(episodes)]
 
 
-@pytest.mark.parametrize("num_envs", [1, 2, 5, 16])
-@pytest.mark.parametrize("episodes", [1, 7])
-def test_every_episode_counts_once(num_envs, episodes):
-    result = evaluate(Actor(jnp.array(1.0)), here(num_envs), episodes=episodes, seed=11)
-    expected = lengths(11, episodes)
+@settings(max_examples=10)
+@given(num_envs=st.integers(1, 9), episodes=st.integers(1, 12), seed=st.integers(0, 2**32 - 13))
+def test_every_episode_counts_once(num_envs, episodes, seed):
+    result = evaluate(ACT, here(num_envs), episodes=episodes, seed=seed)
+    expected = lengths(seed, episodes)
     np.testing.assert_array_equal(result.episode_length, expected)
     np.testing.assert_array_equal(result.success, np.array(expected) <= 8)
-    alone = evaluate(Actor(jnp.array(1.0)), here(1), episodes=episodes, seed=11)
+    alone = evaluate(ACT, here(1), episodes=episodes, seed=seed)
     np.testing.assert_allclose(result.episode_return, alone.episode_return, rtol=1e-6)
 
 
+def test_actions_draw_from_the_seed_of_their_episode_and_the_step():
+    result = evaluate(Actor(jnp.array(0.0)), here(2), episodes=3, seed=5)
+    for i, length in enumerate(lengths(5, 3)):
+        keys = [jax.random.fold_in(jax.random.key(5 + i), step) for step in range(length)]
+        expected = sum(float(jnp.float32(jax.random.uniform(key))) for key in keys)
+        np.testing.assert_allclose(result.episode_return[i], expected, rtol=1e-6)
+
+
 def test_short_episodes_are_not_favoured():
-    """Counting the first episodes to end, of environments that go on by themselves, favours the short."""
+    """Counting the first episodes to end, of environments that restart by themselves, favours the short."""
     result = evaluate(Actor(jnp.array(0.0)), here(16), episodes=16, seed=0)
     played = [lengths(16 * env, 16) for env in range(16)]
     first_to_end = sorted(end for row in played for end in zip(np.cumsum(row), row, strict=True))[:16]
@@ -67,190 +73,89 @@ def test_short_episodes_are_not_favoured():
     assert result.success_rate == np.mean(np.array(lengths(0, 16)) <= 8) < 0.25
 
 
-class Echo(gymnasium.Env):
-    """Lasts 5 steps; observes and pays the action's sum."""
-
-    observation_space = gymnasium.spaces.Box(-100, 100, (1,), np.float32)
-    action_space = gymnasium.spaces.Box(np.float32([-1, -2]), np.float32([1, 2]))
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.steps = 0
-        return np.zeros(1, np.float32), {}
-
-    def step(self, action):
-        self.steps += 1
-        return np.float32([action.sum()]), float(action.sum()), self.steps == 5, False, {"steps": self.steps}
-
-
-def test_chunked_actions_are_carried_out_in_order_until_the_end():
-    env = ChunkedActions(Echo(), 3)
-    np.testing.assert_array_equal(env.action_space.high, [1, 2, 1, 2, 1, 2])
-    env.reset(seed=0)
-    obs, reward, terminated, _, info = env.step(np.float32([1, 0, 1, 1, 0, 1]))
-    assert (obs[0], reward, terminated, info["steps"]) == (1, 4, False, 3)
-    obs, reward, terminated, _, info = env.step(np.float32([1, 0, 1, 1, 9, 9]))
-    assert (obs[0], reward, terminated, info["steps"]) == (2, 3, True, 5)
-
-
-def test_only_flat_boxes_are_chunked():
-    env = Echo()
-    env.action_space = gymnasium.spaces.Discrete(3)
-    with pytest.raises(ValueError, match=r"`env` must have a flat Box .* got Discrete\(3\)"):
-        ChunkedActions(env, 2)
-
-
-@pytest.mark.parametrize(("processes", "envs_per_process"), [(1, 1), (2, 3), (3, 1)])
+@pytest.mark.parametrize(("processes", "envs_per_process"), [(1, 1), (2, 3)])
 def test_processes_agree_with_one_process(processes, envs_per_process):
     with EnvPool(Countdown, processes=processes, envs_per_process=envs_per_process) as pool:
         for episodes in (5, 2, 11):  # a pool can be used again
-            result = evaluate(Actor(jnp.array(1.0)), pool, episodes=episodes, seed=2)
-            expected = evaluate(Actor(jnp.array(1.0)), here(2), episodes=episodes, seed=2)
+            result = evaluate(ACT, pool, episodes=np.int64(episodes), seed=np.uint8(2))
+            expected = evaluate(ACT, here(2), episodes=episodes, seed=2)
             jax.tree.map(np.testing.assert_allclose, result, expected)
 
 
-class Counting(Countdown):
-    """Refuses to step after its end, as an environment may."""
-
-    def step(self, action):
-        assert self.left > 0, "stepped after its end"
-        return super().step(action)
-
-
 def test_an_environment_rests_after_its_last_episode():
-    pool = EnvPool(Counting, processes=0, envs_per_process=4)
-    result = evaluate(Actor(jnp.array(1.0)), pool, episodes=5)
-    assert result.episode_length.tolist() == lengths(0, 5)
-
-
-class Pictured(Countdown):
-    """Its picture is its observation."""
-
-    def render(self):
-        return np.full((2, 3, 3), self.left, np.uint8)
-
-
-def test_record_plays_the_episode_that_evaluate_plays():
-    rewards = []
-
-    class Watched(Pictured):
+    class Counting(Countdown):
         def step(self, action):
-            rewards.append(float(action[0]))
+            assert self.left > 0, "stepped after its end"
             return super().step(action)
 
-    result = evaluate(Actor(jnp.array(1.0)), here(3), episodes=4, seed=5)
-    pictures, success = record(Actor(jnp.array(1.0)), Watched(), seed=5 + 2)
-    assert pictures.shape == (result.episode_length[2] + 1, 2, 3, 3)
-    assert pictures[:, 0, 0, 0].tolist() == list(range(result.episode_length[2], -1, -1))
-    assert success == result.success[2]
-    np.testing.assert_allclose(sum(rewards), result.episode_return[2], rtol=1e-6)
-    fewer, _ = record(Actor(jnp.array(1.0)), Watched(), seed=5 + 2, every=4)
-    length = int(result.episode_length[2])
-    assert fewer[:, 0, 0, 0].tolist() == [length - step for step in range(length) if step % 4 == 0] + [0]
+    assert evaluate(ACT, here(4, Counting), episodes=5).episode_length.tolist() == lengths(0, 5)
 
 
-class Faulty(Countdown):
-    def step(self, action):
-        raise ZeroDivisionError("of the environment")
+# Observations, actions, rewards, success
 
 
-def test_what_an_environment_raises_is_told():
-    pool = EnvPool(Faulty, processes=1)
-    with pool, pytest.raises(RuntimeError, match="ZeroDivisionError: of the environment"):
-        evaluate(Actor(jnp.array(1.0)), pool, episodes=1)
-
-
-def test_a_pool_is_closed_when_an_evaluation_is_cut_short():
-    def act(obs, *, key):
-        raise KeyboardInterrupt
-
-    for processes in (0, 1):
-        pool = EnvPool(Countdown, processes=processes)
-        with pytest.raises(KeyboardInterrupt):
-            evaluate(act, pool, episodes=3)
-        with pytest.raises(RuntimeError, match="the pool is closed"):
-            evaluate(Actor(jnp.array(1.0)), pool, episodes=3)
-
-
-class Global(Countdown):
-    """Draws from generators that `reset` does not seed, as OGBench's mazes do."""
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.left = self.length = 2 + int(np.random.randint(29)) + int(self.action_space.sample()[0] > 0)  # noqa: NPY002
-        return np.float32([self.left]), {}
-
-
-def test_an_episode_depends_on_its_seed_only():
-    played = [
-        evaluate(Actor(jnp.array(1.0)), EnvPool(Global, processes=0, envs_per_process=m), episodes=6, seed=seed)
-        for m, seed in ((1, 0), (4, 0), (2, 3))
-    ]
-    assert played[0].episode_length.tolist() == played[1].episode_length.tolist()
-    assert played[2].episode_length[:3].tolist() == played[0].episode_length[3:].tolist()
-    assert len(set(played[0].episode_length)) > 1
-
-
-class Dying(Countdown):
-    def step(self, action):
-        os._exit(1)
-
-
-def test_a_dead_process_is_told():
-    pool = EnvPool(Dying, processes=2)
-    with pool, pytest.raises(RuntimeError, match="an environment's process died"):
-        evaluate(Actor(jnp.array(1.0)), pool, episodes=20)
+NESTED = gymnasium.spaces.Dict(
+    {
+        "left": Countdown.observation_space,
+        "more": gymnasium.spaces.Tuple([gymnasium.spaces.Discrete(4), gymnasium.spaces.Box(0, 255, (2, 2), np.uint8)]),
+    }
+)
 
 
 class Nested(Countdown):
-    """Observes a dictionary."""
+    """Observes a dictionary with a tuple in it."""
 
-    observation_space = gymnasium.spaces.Dict({"left": Countdown.observation_space})
+    observation_space = NESTED
+
+    def nested(self, obs):
+        return {"left": obs, "more": (3, np.full((2, 2), 200, np.uint8))}
 
     def reset(self, **options):
         obs, info = super().reset(**options)
-        return {"left": obs}, info
+        return self.nested(obs), info
 
     def step(self, action):
         obs, *rest = super().step(action)
-        return {"left": obs}, *rest
+        return self.nested(obs), *rest
 
 
-def test_observations_may_be_dictionaries():
+@pytest.mark.parametrize("processes", [0, 1])
+def test_observations_may_be_dictionaries_and_tuples(processes):
     def act(actor, obs, *, key):
-        return actor(obs["left"], key=key)
+        number, image = obs["more"]
+        assert (number.shape, image.shape, image.dtype) == ((), (2, 2), jnp.uint8)
+        return actor(obs["left"], key=key) + (number - 3) + (image.mean() - 200)
 
-    pool = EnvPool(Nested, processes=0, envs_per_process=3)
-    result = evaluate(eqx.Partial(act, Actor(jnp.array(1.0))), pool, episodes=5)
-    expected = evaluate(Actor(jnp.array(1.0)), here(3), episodes=5)
+    with EnvPool(Nested, processes=processes, envs_per_process=3) as pool:
+        result = evaluate(eqx.Partial(act, ACT), pool, episodes=5)
+    expected = evaluate(ACT, here(3), episodes=5)
     jax.tree.map(np.testing.assert_array_equal, result, expected)
+    pictures, _ = record(eqx.Partial(act, ACT), Nested(), seed=2)
+    assert len(pictures) == expected.episode_length[2] + 1
 
 
-def test_new_parameters_do_not_compile_anew():
-    traces = []
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+@pytest.mark.parametrize("action_dtype", [jnp.float32, jnp.bfloat16, jnp.float16, jnp.int32])
+def test_environments_get_writable_actions_in_the_dtype_of_their_space(dtype, action_dtype):
+    def change(env, result):
+        env.actions[-1] *= 2
+        assert env.actions[-1].dtype == dtype
+        return result
 
-    def act(scale, obs, *, key):
-        traces.append(1)
-        return jnp.array([scale, scale], jnp.float32)
+    def make_env():
+        return Changed(action_space=gymnasium.spaces.Box(-1, 1, (2,), dtype), step=change)
 
-    for scale in (1.0, 2.0, 3.0):
-        evaluate(eqx.Partial(act, jnp.array(scale)), here(2), episodes=2)
-    assert len(traces) == 1
-
-
-def test_wilson_interval():
-    result = Evaluation(np.array([True] * 9 + [False]), np.zeros(10), np.ones(10))
-    assert result.success_rate == 0.9
-    np.testing.assert_allclose(result.success_interval(), (0.5958, 0.9821), atol=1e-4)  # Wilson (1927)
+    act = lambda obs, key: jnp.ones(2, action_dtype)
+    assert evaluate(act, here(2, make_env), episodes=3).episode_return.tolist() == [10.0] * 3
+    record(act, make_env())
 
 
-def test_bootstrap_interval():
-    returns = np.random.default_rng(1).normal(size=400)
-    result = Evaluation(returns > 0, returns, np.ones(400))
-    normal = returns.mean() + np.array([-1.96, 1.96]) * returns.std() / 20
-    np.testing.assert_allclose(result.return_interval(), normal, atol=0.02)
-    same = Evaluation(np.ones(3, bool), np.full(3, 2.0), np.ones(3))
-    assert same.return_interval() == (2.0, 2.0)
+def test_environments_of_integers_get_integers():
+    make_env = lambda: Changed(action_space=gymnasium.spaces.Box(0, 255, (2,), np.uint8))
+    assert evaluate(lambda obs, key: jnp.full(2, 200.0), here(1, make_env), episodes=1).episode_return == 5 * 400
+    for wrong in (0.5, 256.0, -1.0):
+        with pytest.raises(ValueError, match=r"`act` must return whole numbers in the range of uint8"):
+            evaluate(lambda obs, key, wrong=wrong: jnp.full(2, wrong), here(1, make_env), episodes=1)
 
 
 def test_an_action_may_be_a_constant_of_numpy():
@@ -258,22 +163,280 @@ def test_an_action_may_be_a_constant_of_numpy():
     assert (result.episode_return == result.episode_length).all()
 
 
-def test_refusals():
-    with pytest.raises(ValueError, match="`episodes` must be at least 1, got 0"):
-        evaluate(Actor(jnp.array(1.0)), here(1), episodes=0)
-    with pytest.raises(ValueError, match="`seed` must not be negative, got -1"):
-        evaluate(Actor(jnp.array(1.0)), here(1), episodes=1, seed=-1)
-    with pytest.raises(TypeError, match="`pool` must be an `EnvPool`"):
-        evaluate(Actor(jnp.array(1.0)), Countdown, episodes=1)
-    with pytest.raises(TypeError, match="`make_env` must be a function that makes an environment"):
-        EnvPool(Countdown(), processes=0)
-    with pytest.raises(TypeError, match="`act` must return one array, the action, got tuple"):
-        evaluate(lambda obs, key: (jnp.zeros(2), None), here(1), episodes=1)
-    with pytest.raises(ValueError, match=r"`act` must return an action of shape \(2,\).*got \(3,\)"):
-        evaluate(lambda obs, key: jnp.zeros(3), here(1), episodes=1)
-    with pytest.raises(ValueError, match=r"`action` must have shape \(6,\), got \(2,\)"):
-        ChunkedActions(Countdown(), 3).step(np.zeros(2))
-    with pytest.raises(ValueError, match="`processes` must not be negative, got -1"):
-        EnvPool(Countdown, processes=-1)
-    with pytest.raises(ValueError, match="`envs_per_process` must be at least 1, got 0"):
-        EnvPool(Countdown, envs_per_process=0)
+@pytest.mark.parametrize("form", [np.float64, np.int8, lambda x: np.full((1,), x), lambda x: [[x]], jnp.bfloat16])
+def test_a_reward_may_be_any_one_number(form):
+    make_env = lambda: Changed(step=replaced(reward=form(3)))
+    assert evaluate(still, here(1, make_env), episodes=1).episode_return == 15
+    assert evaluate(still, here(1, lambda: Changed(step=replaced(reward=True))), episodes=1).episode_return == 5
+
+
+@pytest.mark.parametrize("value", [True, np.True_, 1.0, np.ones(1)])
+def test_success_has_the_name_that_the_environment_gives_it(value):
+    make_env = lambda: Changed(step=replaced(info={"is_success": value, "success": False}))
+    assert not evaluate(still, here(1, make_env), episodes=2).success.any()
+    assert evaluate(still, here(1, make_env), episodes=2, success_key="is_success").success.all()
+    assert record(still, make_env(), success_key="is_success")[1]
+
+
+def test_success_that_is_never_reported_is_a_warning():
+    with pytest.warns(UserWarning, match=r"reported 'won' in `info`.*one of \['elapsed', 'success'\]") as caught:
+        result = evaluate(still, here(2), episodes=4, success_key="won")
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    assert result.success.tolist() == [False] * 4
+    with pytest.warns(UserWarning, match="reported 'won' in `info`") as caught:
+        assert not record(still, Countdown(), success_key="won")[1]
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not evaluate(still, here(2), episodes=4, success_key=None).success.any()
+
+
+# Random generators
+
+
+class Global(Echo):
+    """Draws from generators that `reset` does not seed, as old environments and OGBench's mazes do."""
+
+    def __init__(self):
+        self.made = random.random() + np.random.normal()  # noqa: NPY002
+
+    def reset(self, **options):
+        self.bonus = random.random() + np.random.normal() + float(self.action_space.sample()[0])  # noqa: NPY002
+        return super().reset(**options)
+
+    def step(self, action):
+        obs, _, *rest = super().step(action)
+        return obs, self.made + self.bonus + random.gauss() + np.random.normal(), *rest  # noqa: NPY002
+
+    def render(self):
+        random.random(), np.random.normal()  # noqa: NPY002
+        return super().render()
+
+
+def test_an_episode_depends_on_its_seed_only():
+    def returns(num_envs, seed, **options):
+        with EnvPool(Global, **({"processes": 0} | options), envs_per_process=num_envs) as pool:
+            return evaluate(still, pool, episodes=6, seed=seed).episode_return.tolist()
+
+    expected = returns(1, 0)
+    assert len(set(expected)) == 6
+    assert returns(1, 0) == returns(4, 0) == returns(2, 0, processes=2) == expected
+    assert returns(2, 3)[:3] == expected[3:]
+
+
+def test_the_generators_of_the_user_are_left_alone():
+    def draws(between):
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        first = random.gauss(), np.random.normal()  # noqa: NPY002 (each keeps a second number for the next call)
+        generator = get_bit_generator()
+        between()
+        assert get_bit_generator() is generator
+        return *first, random.gauss(), np.random.normal()  # noqa: NPY002
+
+    expected, env = draws(lambda: None), Global()
+    assert draws(lambda: evaluate(still, here(2, Global), episodes=3)) == expected
+    assert draws(lambda: record(still, env)) == expected
+
+    def failing():
+        with pytest.raises(RuntimeError, match="the environment failed"):
+            evaluate(still, here(1, lambda: Changed(step=lambda env, result: np.random.normal() / 0)), episodes=1)  # noqa: NPY002
+
+    assert draws(failing) == expected
+
+
+# Compilation
+
+
+def counted():
+    """A function that acts, and the list of its traces."""
+    traces = []
+
+    def act(scale, obs, *, key):
+        traces.append(1)
+        return jnp.array([scale, scale], jnp.float32)
+
+    return act, traces
+
+
+@pytest.mark.parametrize("bind", [eqx.Partial, functools.partial, jax.tree_util.Partial])
+def test_new_weights_do_not_compile_again(bind):
+    (act, traces), pool = counted(), here(2)
+    for scale in (1.0, 2.0, 3.0):
+        result = evaluate(bind(act, jnp.array(scale)), pool, episodes=2)
+        assert (result.episode_return == scale * result.episode_length).all()
+    assert len(traces) == 1
+    evaluate(bind(act, np.ones(1)[0]), pool, episodes=2)  # another program: NumPy scalars are static
+    assert len(traces) == 2
+
+
+class Counted(eqx.Module):
+    """A velocity whose layers have functions as leaves."""
+
+    mlp: eqx.nn.MLP
+    traces: list = eqx.field(static=True)
+
+    def __call__(self, obs, x, t, h):
+        self.traces.append(1)
+        return self.mlp(jnp.concatenate([obs.astype(x.dtype), x, t[None], h[None]]))
+
+
+def test_actors_with_new_weights_do_not_compile_again():
+    traces, counts, pool, returns = [], [], here(2), []
+    for seed in range(3):
+        policy = Counted(eqx.nn.MLP(5, 2, 8, 1, key=jax.random.key(seed)), traces)
+        actor = functools.partial(rollout_k, policy, k=2, clip=(-1.0, 1.0))
+        returns.append(tuple(evaluate(keyed(actor, (2,)), pool, episodes=2).episode_return))
+        counts.append(len(traces))
+    assert counts[0] == counts[2] > 0
+    assert len(set(returns)) == 3
+
+
+def test_a_closure_is_read_again_at_each_evaluation():
+    pool, scale = here(2), 1.0
+
+    def act(obs, *, key):
+        return jnp.full(2, scale)
+
+    for scale in (1.0, 2.0):
+        result = evaluate(act, pool, episodes=2)
+        assert (result.episode_return == scale * result.episode_length).all()
+
+
+@pytest.mark.parametrize("bind", [lambda weights: eqx.Partial(lambda w, obs, *, key: w[:2], weights), None])
+def test_what_the_user_drops_is_freed(bind):
+    pool, dropped = here(1), []
+    for i in range(3):
+        weights = jnp.full(1000, float(i))
+        act = bind(weights) if bind else lambda obs, key, weights=weights: weights[:2]
+        evaluate(act, pool, episodes=1)
+        dropped += [weakref.ref(weights), weakref.ref(act.func if bind else act)]
+    last = dropped[-1]
+    del act, weights
+    gc.collect()
+    assert [ref() for ref in dropped if ref is not last] == [None] * 5  # the arrays, and each program but the last
+    del pool
+    gc.collect()
+    assert last() is None
+
+
+def test_keyed_draws_noise_of_the_shape():
+    policy = nn.ShortcutPolicy(3, 2, width=8, depth=1, key=jax.random.key(0))
+    actor = functools.partial(rollout_k, policy, k=2, clip=(-1.0, 1.0))
+    obs, key = jnp.ones(3), jax.random.key(4)
+    act = keyed(actor, (np.int64(2),))
+    np.testing.assert_array_equal(act(obs, key=key), actor(obs, jax.random.normal(key, (2,))))
+    assert isinstance(act, eqx.Partial)
+    weights = jax.tree.leaves(eqx.filter(policy, eqx.is_array))
+    assert all(any(leaf is weight for leaf in jax.tree.leaves(act)) for weight in weights)
+    doubled = jax.tree.map(lambda x: 2 * x if eqx.is_array(x) else x, act)
+    assert not np.array_equal(doubled(obs, key=key), act(obs, key=key))
+
+
+def test_a_bound_argument_may_be_replaced_as_in_functools():
+    act = functools.partial(lambda obs, key=None: jnp.full(2, jax.random.uniform(key)), key=None)
+    assert (evaluate(act, here(1), episodes=2).episode_return > 0).all()
+
+
+# Films
+
+
+def test_record_plays_the_episode_that_evaluate_plays():
+    rewards = []
+
+    class Watched(Countdown):
+        def step(self, action):
+            rewards.append(float(action[0]))
+            return super().step(action)
+
+    result = evaluate(ACT, here(3), episodes=4, seed=5)
+    pictures, success = record(ACT, Watched(), seed=5 + 2)
+    assert pictures.shape == (result.episode_length[2] + 1, 2, 3, 3)
+    assert pictures[:, 0, 0, 0].tolist() == list(range(result.episode_length[2], -1, -1))
+    assert success == result.success[2]
+    np.testing.assert_allclose(sum(rewards), result.episode_return[2], rtol=1e-6)
+    fewer, _ = record(ACT, Watched(), seed=np.int32(5 + 2), every=np.int64(4))
+    length = int(result.episode_length[2])
+    assert fewer[:, 0, 0, 0].tolist() == [length - step for step in range(length) if step % 4 == 0] + [0]
+
+
+def test_record_copies_pictures():
+    buffer = np.zeros((2, 2, 3), np.uint8)
+
+    def draw(env, result):
+        buffer[:] = len(env.actions)
+        return buffer
+
+    pictures, _ = record(still, Changed(render=draw))
+    assert pictures[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+# Intervals
+
+
+def evaluation(successes, n, returns=None):
+    return Evaluation(np.arange(n) < successes, np.zeros(n) if returns is None else returns, np.ones(n, int))
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "confidence", "expected"),
+    [
+        (9, 10, 0.95, (0.595850, 0.982124)),
+        (9, 10, 0.9, (0.652281, 0.977365)),
+        (0, 20, 0.95, (0.0, 0.161125)),
+        (20, 20, 0.95, (0.838875, 1.0)),
+        (81, 263, 0.95, (0.255289, 0.366210)),  # Newcombe (1998), table 1: 0.2553 to 0.3662
+        (15, 148, 0.95, (0.062386, 0.160487)),  # the same: 0.0624 to 0.1605
+    ],
+)
+def test_wilson_interval(successes, n, confidence, expected):
+    result = evaluation(successes, n)
+    assert result.success_rate == successes / n
+    np.testing.assert_allclose(result.success_interval(confidence), expected, atol=1e-6)
+
+
+@given(st.integers(1, 300), st.floats(0, 1), st.floats(0.01, 0.999))
+def test_wilson_interval_holds_the_rates_that_a_score_test_does_not_reject(n, share, confidence):
+    result = evaluation(round(share * n), n)
+    low, high = result.success_interval(confidence)
+    assert 0 <= low <= result.success_rate <= high <= 1
+    z = float(jax.scipy.stats.norm.ppf((1 + confidence) / 2))
+    for end in (low, high):
+        if 0 < end < 1:
+            assert abs(end - result.success_rate) == pytest.approx(z * np.sqrt(end * (1 - end) / n), rel=1e-6)
+    mirrored = evaluation(n - round(share * n), n).success_interval(confidence)
+    np.testing.assert_allclose(mirrored, (1 - high, 1 - low), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("confidence", "expected"), [(0.95, (0.825, 4 + 2 / 3)), (0.9, (5 / 6, 4.5)), (np.float32(0.5), (4 / 3, 3.0))]
+)
+def test_bootstrap_interval(confidence, expected):
+    result = evaluation(0, 6, np.array([1.0, 2.0, 2.0, 1.0, 0.0, 8.0]))
+    np.testing.assert_allclose(result.return_interval(confidence), expected, atol=1e-12)
+
+
+def test_bootstrap_interval_is_that_of_scipy():
+    stats = pytest.importorskip("scipy.stats")
+    returns = np.random.default_rng(1).normal(size=37)
+    for confidence in (0.95, 0.6):
+        options = {"confidence_level": confidence, "method": "percentile", "rng": np.random.default_rng(0)}
+        expected = stats.bootstrap((returns,), np.mean, **options).confidence_interval
+        np.testing.assert_allclose(evaluation(0, 37, returns).return_interval(confidence), expected, rtol=1e-9)
+
+
+def test_the_interval_of_equal_returns_is_a_point():
+    assert evaluation(0, 3, np.full(3, 2.0)).return_interval() == (2.0, 2.0)
+
+
+@pytest.mark.parametrize("interval", [Evaluation.success_interval, Evaluation.return_interval])
+def test_confidence_is_checked(interval):
+    for wrong in (0, 1, 0.0, 1.0, 95, -0.5, float("nan"), np.float64(2)):
+        with pytest.raises(ValueError, match=r"`confidence` must be between 0 and 1, such as 0\.95, got"):
+            interval(evaluation(1, 2), wrong)
+    for wrong in ("0.95", None, [0.95], 1j, True):
+        with pytest.raises(TypeError, match="`confidence` must be a number, got"):
+            interval(evaluation(1, 2), wrong)
+    with pytest.raises(ValueError, match=r"must be an array of shape \(episodes,\)"):
+        interval(Evaluation(np.array([]), np.array([]), np.array([])))

@@ -1,156 +1,264 @@
-"""The examples, small: they run from end to end, and say clearly what is wrong when they cannot."""
+"""The examples, small: they run from end to end, and name what is wrong when they cannot."""
 
+import ast
+import csv
+import dataclasses
 import importlib
+import inspect
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
+import numpy as np
 import pytest
-from running import ENV, finish, start
+from running import ENV, EXAMPLES, finish, start
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "sorl.py"
+from shortcutrl import sorl
+from shortcutrl.runs import load_settings, read_rows
 
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """A cache folder of our own, shared by the tests of this file."""
-    return tmp_path_factory.mktemp("cache")
+FILES = sorted(EXAMPLES.glob("*.py"))
+SMOKE = ["sorl.py", "--preset", "smoke"]
 
 
-def run(cache, *args, timeout=300):
-    env = os.environ | {"XDG_CACHE_HOME": str(cache), "HOME": str(cache)}
-    return subprocess.run(
-        [sys.executable, EXAMPLE, "--preset", "smoke", *args], env=env, capture_output=True, text=True, timeout=timeout
-    )
+def fail(process):
+    """Wait for a process, which must fail with a message of one line. Returns the message."""
+    said = process.communicate(timeout=300)[1]
+    assert process.returncode == 1
+    assert "Traceback" not in said
+    return said.splitlines()[-1]
 
 
-def test_the_smoke_run_does_everything(cache, tmp_path):
-    done = run(cache, "--out", str(tmp_path / "out"))
-    assert done.returncode == 0, done.stderr
-    assert "k = 2, n = 8" in done.stdout
-    assert "update/s" in done.stderr
-    table, metrics = (
-        [json.loads(line) for line in (tmp_path / "out" / f"{name}.jsonl").read_text().splitlines()]
-        for name in ("table", "metrics")
-    )
-    assert [(cell["k"], cell["n"]) for cell in table] == [(1, 1), (2, 1), (1, 8), (2, 8)]
+def is_picture(path):
+    return path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """The module of `sorl.py`."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    return importlib.import_module("sorl")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_an_example_imports_only_the_library(path):
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    names = [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
+    names += [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    assert names
+    for name in names:
+        assert name.split(".")[0] not in {each.stem for each in FILES}, f"imports the example {name}"
+        assert "._" not in name, f"imports the private {name}"
+
+
+# ------------------------------------------------------------------- without a simulator
+
+
+def test_first(home, tmp_path):
+    assert len((EXAMPLES / "first.py").read_text().splitlines()) < 90
+    said = finish(start(home, "first.py", "--out", tmp_path / "first.png", "--updates", "3"))
+    assert "best of 8: mean reward" in said
+    assert is_picture(tmp_path / "first.png")
+
+
+@pytest.mark.slow
+def test_first_learns(home, tmp_path):
+    *lines, _ = finish(start(home, "first.py", "--out", tmp_path / "first.png")).splitlines()
+    reward = {name: float(value) for name, value in (line.split(": mean reward ") for line in lines)}
+    assert abs(reward["dataset"]) < 0.05
+    assert reward["policy, 1 jump"] > 0.3
+    assert reward["best of 8"] > 0.5
+
+
+def test_two_dimensions(home, tmp_path):
+    args = ["--out", tmp_path / "2d.png", "--samples", "8", "--updates", "3"]
+    assert "more jumps" in finish(start(home, "two_dimensions.py", *args))
+    assert is_picture(tmp_path / "2d.png")
+
+
+# ------------------------------------------------------------------- sorl.py
+
+
+def test_the_smoke_run_does_everything(home, tmp_path):
+    process = start(home, *SMOKE, "--out", tmp_path / "out")
+    said, progress = process.communicate(timeout=300)
+    assert process.returncode == 0, progress
+    assert "k = 2, n = 8" in said
+    assert "update/s" in progress
+    table, metrics = (read_rows(tmp_path / "out", name) for name in ("table", "metrics"))
+    assert sorted((cell["n"], cell["k"]) for cell in table) == [(1, 1), (1, 2), (8, 1), (8, 2)]
     assert [row["step"] for row in metrics] == [10, 20]
-    assert (tmp_path / "out" / "sorl.png").read_bytes().startswith(b"\x89PNG")
+    assert is_picture(tmp_path / "out" / "sorl.png")
     assert (tmp_path / "out" / "checkpoints" / "20").is_dir()
-    assert list((cache / "shortcutrl").glob("*.npz"))
+    assert list((home / "shortcutrl").glob("*.npz"))
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--env", "scene-pley-singletask-task1-v0"], "did you mean 'scene-play-singletask-task1-v0'"),
+        (["--env", "scene-pley-singletask-task1-v0"], "scene-play-singletask-task1-v0"),
         (["--out", "/dev/null/out"], "/dev/null"),
-        (["--k", "3"], "`k` must be a power of two"),
+        (["--num-steps", "3"], "`num_steps` must be a power of two"),
         (
             ["--preset", "paper", "--env", "cube-triple-play-singletask-v0"],
             "no published `q_weight` for cube-triple-play",
         ),
     ],
 )
-def test_bad_input_gets_one_clear_line_before_any_work(args, message, cache, tmp_path):
-    done = run(cache, "--out", str(tmp_path), *args)
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-    assert "training" not in done.stderr
+def test_bad_input_gets_one_clear_line_before_any_work(args, message, home, tmp_path):
+    assert message in fail(start(home, *SMOKE, "--out", tmp_path, *args))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         ({"num_steps": 3}, "`num_steps` must be a power of two"),
+        ({"max_jumps": 16}, "`max_jumps` must be at most `num_steps` = 8"),
         ({"n": 0}, "`n` must be at least 1"),
+        ({"k": 0}, "`k` must be at least 1"),
         ({"episodes": 0}, "`episodes` must be at least 1"),
         ({"updates": 0}, "`updates` must be at least 1"),
         ({"updates_per_checkpoint": 1500, "updates_per_dispatch": 200}, "`updates_per_checkpoint` must be a multiple"),
     ],
 )
-def test_settings_are_checked(args, message, monkeypatch):
-    monkeypatch.syspath_prepend(EXAMPLE.parent)
-    example = importlib.import_module("sorl")
+def test_settings_are_checked(args, message, example):
     with pytest.raises(ValueError, match=message):
         example.Args(**args).check()
 
 
-def test_help_shows_the_defaults_of_the_preset(cache):
-    done = run(cache, "--preset", "paper", "--help")
-    assert done.returncode == 0
-    said = " ".join(done.stdout.replace("│", "").split())
+def test_the_defaults_are_the_published_ones(example):
+    assert example.Args().check() == sorl.Config()
+    assert example.PRESETS["paper"] == {}
+    assert {"width", "depth"} <= example.PRESETS["laptop"].keys()
+    networks = inspect.signature(sorl.networks).parameters
+    assert (example.Args.width, example.Args.depth) == (networks["width"].default, networks["depth"].default)
+
+
+def test_every_option_of_the_method_can_be_set(example):
+    options = {field.name for field in dataclasses.fields(example.Args)}
+    config = {field.name for field in dataclasses.fields(sorl.Config)}
+    assert config - options == {"normalize_q", "clip"}  # those of the published code, for every environment
+
+
+def test_help_shows_the_defaults_of_the_preset(home):
+    said = finish(start(home, *SMOKE, "--preset", "paper", "--help"))
+    said = " ".join(said.replace("│", "").split())
     assert "M_BTT, the largest number of jumps that Q is maximised through" in said
     assert "(default: 1000000)" in said
+    said = finish(start(home, "sorl.py", "--help"))
+    assert "(default: 16000)" in " ".join(said.replace("│", "").split())
 
 
-def test_two_dimensions(home, tmp_path):
-    said = finish(start(home, "two_dimensions.py", "--out", tmp_path / "2d.png", "--samples", "8", "--updates", "3"))
-    assert "more jumps" in said
-    assert (tmp_path / "2d.png").read_bytes().startswith(b"\x89PNG")
+# ------------------------------------------------------------------- what takes a run of sorl.py
 
 
-def test_test_time_scaling(home, trained_run, tmp_path):
-    args = [trained_run, "--out", tmp_path, "--jumps", "1", "4", "--candidates", "1", "2", "--episodes", "1"]
-    finish(start(home, "test_time_scaling.py", *args))
-    table = tmp_path / "test_time_scaling.csv"
-    header, *rows = table.read_text().splitlines()
-    assert header == "run,seed,max_jumps,k,n,episodes,successes,milliseconds"
-    assert [row.split(",")[2:6] for row in rows] == [["2", k, n, "1"] for k in "14" for n in "12"]
-    assert (tmp_path / "test_time_scaling.png").read_bytes().startswith(b"\x89PNG")
+def test_evaluate(home, trained_run):
+    args = ["evaluate.py", trained_run, "--k", "1", "3", "--n", "1", "2", "--episodes", "1"]
+    before = read_rows(trained_run, "table")
+    said = finish(start(home, *args))
+    assert f"{trained_run}: k = 3, n = 2: " in said
+    rows = read_rows(trained_run, "table")[len(before) :]
+    assert [(row["k"], row["n"]) for row in rows] == [(1, 1), (3, 1), (1, 2), (3, 2)]
+    (same,) = [row for row in before if (row["k"], row["n"]) == (1, 1)]
+    assert {name: rows[0][name] for name in same} == same  # the checkpoint acts like the run did
+    assert all(row["milliseconds"] > 0 for row in rows)
 
-    table.write_text("\n".join([header, *rows[:3], rows[3][:9]]))  # as if it had been interrupted
-    finish(start(home, "test_time_scaling.py", *args))
-    assert table.read_text().splitlines()[:4] == [header, *rows[:3]]
-    assert len(table.read_text().splitlines()) == 6
+    assert finish(start(home, *args)) == said  # from the table
+    assert read_rows(trained_run, "table") == before + rows
+
+
+def test_test_time_scaling(home, tmp_path):
+    table = {(k, n): {"k": k, "n": n, "episodes": 2, "milliseconds": k * n} for k in (1, 4) for n in (1, 2)}
+    for seed in (0, 1):
+        folder = tmp_path / f"M2-s{seed}"
+        folder.mkdir()
+        (folder / "settings.json").write_text(json.dumps({"env": ENV, "seed": seed, "config": {"max_jumps": 2}}))
+        rows = [row | {"success": [True, bool(seed)]} for row in table.values()]
+        rows += [{"k": 1, "n": 1, "episodes": 1, "success": [False], "milliseconds": 9}]  # less than the other
+        rows += [{"k": 8, "n": 1, "episodes": 1, "success": [False]}]  # of sorl.py, without a time
+        (folder / "table.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    finish(start(home, "test_time_scaling.py", *sorted(tmp_path.glob("M2*")), "--out", tmp_path / "out"))
+    assert is_picture(tmp_path / "out" / "test_time_scaling.png")
+    with (tmp_path / "out" / "test_time_scaling.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["run", "seed", "max_jumps", "k", "n", "episodes", "successes", "milliseconds"]
+    told = {(row["seed"], row["k"], row["n"]): (row["episodes"], row["successes"]) for row in rows}
+    assert told == {(seed, k, n): ("2", "12"[int(seed)]) for seed in "01" for k in "14" for n in "12"}
 
 
 def test_jumps(home, trained_run):
     header, *rows = finish(start(home, "jumps.py", trained_run, "--states", "64")).splitlines()
-    assert header.split() == ["k", "gap", "from", "data", "gain", "doubt"]
-    k, gap, far, _, doubt = rows[0].split()
-    assert (k, float(gap) > 0, float(far) > 0, float(doubt) > 0) == ("1", True, True, True)
+    assert header.split() == ["k", "gap", "distance", "gain", "doubt"]
+    assert [row.split()[0] for row in rows] == ["1", "2"]
+    gap, distance, _, doubt = map(float, rows[0].split()[1:])
+    assert min(gap, distance, doubt) > 0
     assert rows[-1].split()[1] == "-"
 
 
 def test_online(home, trained_run, tmp_path):
-    args = ["--episodes", "2", "--updates-per-episode", "2", "--evaluation-episodes", "1"]
-    said = finish(start(home, "sorl_online.py", trained_run, "--out", tmp_path, *args))
+    args = ["--episodes", "2", "--updates-per-episode", "2", "--evaluation-episodes", "1", "--processes", "1"]
+    said = finish(start(home, "sorl_online.py", trained_run, "--out", tmp_path / "out", *args))
     assert "before: success" in said
     assert "after: success" in said
-    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+    rows = read_rows(tmp_path / "out", "metrics")
+    assert [row["step"] for row in rows] == [1, 2]
+    assert all(np.isfinite(list(row.values())).all() for row in rows)
+    finish(start(home, "jumps.py", tmp_path / "out", "--states", "64"))  # it is a run of sorl.py too
 
 
-def test_a_folder_without_a_run_is_named(home, tmp_path):
-    process = start(home, "sorl_online.py", tmp_path / "none", "--out", tmp_path)
-    said = process.communicate(timeout=300)[1]
-    assert process.returncode == 1
-    assert "none holds no run: train there first" in said
-    assert "Traceback" not in said
+def test_the_replay_buffer_gives_the_transitions_of_its_episodes(monkeypatch):
+    """Each observation counts the steps of its episode; the buffer is smaller than what is added."""
+    import jax
+
+    from shortcutrl import data
+
+    monkeypatch.syspath_prepend(EXAMPLES)
+    zeros = np.zeros((2, 1), np.float32)
+    example = data.from_arrays(observations=zeros, actions=zeros, rewards=zeros[:, 0], terminals=np.ones(2))
+    replay = importlib.import_module("sorl_online").Replay(example, 20)
+    for episode, (length, terminated) in enumerate([(5, True), (7, False), (6, True), (4, False)]):
+        for step in range(length):
+            value = np.float32(100 * episode + step)
+            replay.add(value, np.zeros(1), value, terminated=terminated and step == length - 1, end=False)
+        replay.add(np.float32(100 * episode + length), np.zeros(1), 0.0, terminated=False, end=True)
+    batch = data.sample(replay.dataset, jax.random.key(0), batch_size=500)
+    seen = set(zip(*(np.asarray(x).ravel().tolist() for x in (batch.obs, batch.next_obs, batch.mask)), strict=True))
+    steps = {(100 * e + i, 100 * e + i + 1) for e, length in enumerate([5, 7, 6, 4]) for i in range(length)}
+    assert {(obs, after) for obs, after, _ in seen} <= steps
+    assert {(obs, mask) for obs, _, mask in seen if mask == 0} == {(205.0, 0.0)}
+    assert len(seen) > 12
+    np.testing.assert_array_equal(batch.reward, batch.obs[:, 0])
+
+
+@pytest.mark.parametrize("script", ["evaluate.py", "jumps.py", "sorl_online.py", "test_time_scaling.py"])
+def test_a_folder_without_a_run_is_named(script, home, tmp_path):
+    assert "none holds no run" in fail(start(home, script, tmp_path / "none"))
+
+
+# ------------------------------------------------------------------- many agents
 
 
 def test_many_seeds(home, tmp_path):
-    args = ["--preset", "smoke", "--env", ENV, "--tasks", "1", "3", "--seeds", "2", "--k", "1"]
+    many = tmp_path / "many"
+    args = ["--env", ENV, "--tasks", "1", "3", "--seeds", "2", "--k", "1", "--episodes", "1", "--processes", "1"]
     args += ["--data-episodes", "10"]  # enough to reach the goals of both tasks
-    args += ["--out", tmp_path / "many"]
+    args += ["--updates", "20", "--updates-per-checkpoint", "10", "--width", "32", "--depth", "1", "--out", many]
+    args += ["--num-steps", "2", "--max-jumps", "2"]
     said = finish(start(home, "many_seeds.py", *args))
     assert "task 3: " in said
     agents = [f"task{task}-seed{seed}" for task in (1, 3) for seed in (0, 1)]
-    rows = [json.loads(line) for line in (tmp_path / "many" / "metrics.jsonl").read_text().splitlines()]
+    rows = read_rows(many, "metrics")
     assert [row["step"] for row in rows] == [10, 20]
     assert len({rows[1][f"td/{agent}"] for agent in agents}) == 4  # tasks differ in their rewards, seeds in all
+    assert (many / "results.csv").read_text().splitlines()[0] == "task,seed,k,n,episodes,successes"
+    assert len((many / "results.csv").read_text().splitlines()) == 5
 
-    shutil.rmtree(tmp_path / "many" / "checkpoints" / "20")  # as if it had been killed before that
-    shutil.rmtree(tmp_path / "many" / "task3-seed1")
+    shutil.rmtree(many / "checkpoints" / "20")  # as if it had been killed before that
+    shutil.rmtree(many / "task3-seed1")
     assert finish(start(home, "many_seeds.py", *args)) == said
-    assert [json.loads(line) for line in (tmp_path / "many" / "metrics.jsonl").read_text().splitlines()] == rows
-    own = [json.loads(line) for line in (tmp_path / "many" / "task3-seed1" / "metrics.jsonl").read_text().splitlines()]
+    assert read_rows(many, "metrics") == rows
+    own = read_rows(many / "task3-seed1", "metrics")
     assert [row["td"] for row in own] == [row["td/task3-seed1"] for row in rows]
-    args = ["--out", tmp_path, "--jumps", "1", "--candidates", "1", "--episodes", "1"]
-    finish(start(home, "test_time_scaling.py", tmp_path / "many" / "task3-seed1", *args))
-    table = (tmp_path / "test_time_scaling.csv").read_text()
-    assert "task3-seed1,1,2,1,1,1," in table
+    assert load_settings(many / "task3-seed1")["seed"] == 1
+    finish(start(home, "evaluate.py", many / "task3-seed1", "--k", "1", "--episodes", "1", "--processes", "1"))
+    first, again = read_rows(many / "task3-seed1", "table")
+    assert first["success"] == again["success"]

@@ -1,6 +1,7 @@
 """The floors of the library: a file imports only from lower floors, and importing it brings in nothing heavy."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -12,30 +13,35 @@ PACKAGE = Path(__file__).parents[1] / "shortcutrl"
 FLOORS = [
     {"_types", "_processes"},
     {"_checks"},
-    {"_step", "_path"},
-    {"_shortcut", "_value"},
+    {"_call"},
+    {"_step", "_path", "_actors"},
+    {"_flow", "_value", "_diffusion", "_consistency"},
     {"_improve", "_select"},
-    {"sorl"},
-    {"_pool"},
-    {"evaluate"},
+    {"_training"},
+    {"algorithms"},
 ]
-BASE = FLOORS[0] | FLOORS[1]
-BESIDE = {"nn", "data"}
-"""These stand on the base, beside the floors: only `evaluate` may use them, and they use only themselves."""
+BASE = set().union(*FLOORS[:3])
+BESIDE = {"nn": set(), "data": set(), "suites": {"data"}, "evaluate": {"data"}, "runs": set()}
+"""These stand on the base beside the floors, and use each other as listed. Of them only algorithms use `nn`."""
 
-NEED_EXTRAS = {"data", "_pool", "evaluate"}
-FORBIDDEN = {"ogbench", "gymnasium", "mujoco", "matplotlib", "tqdm"}
+WITH_OPTAX = {"_training", "algorithms"}
+WITH_EXTRAS = {"suites", "evaluate", "runs"}
+EXTRAS = {
+    *("ogbench", "gymnasium", "minari", "mujoco", "matplotlib", "tqdm", "cloudpickle", "filelock"),
+    *("scipy", "tensorboardX", "tyro"),
+}
+HEAVY = {"ogbench", "gymnasium", "minari", "mujoco", "matplotlib", "tqdm", "tensorboardX", "tyro"}
 """What `import shortcutrl` must not bring in."""
 
 
 def allowed(module):
     """The modules of the package that `module` may import."""
     if module == "__init__":
-        return BESIDE.union(*FLOORS)
+        return set(BESIDE).union(*FLOORS)
     if module in BESIDE:
-        return BASE | {module}
+        return BASE | {module} | BESIDE[module]
     floor = next(i for i, modules in enumerate(FLOORS) if module in modules)
-    return set().union(*FLOORS[:floor], BESIDE if module == "evaluate" else set())
+    return set().union(*FLOORS[:floor], {"nn"} if module == "algorithms" else set())
 
 
 def imports(source):
@@ -45,20 +51,17 @@ def imports(source):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "a relative import"
-            if node.module == "shortcutrl":
-                yield from (f"shortcutrl.{alias.name}" for alias in node.names)
-            else:
-                yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def violations(module, source):
-    """What `module` (of the package's folder, or a folder in it) imports and should not."""
+    """What `module` (of the package's folder, or a folder in it) imports although it must not."""
     for name in imports(source):
         package, *inside = name.split(".")
         if package == "shortcutrl":
             if not inside or inside[0] not in allowed(module):
                 yield name
-        elif (package == "optax" and module != "sorl") or (package in FORBIDDEN and module not in NEED_EXTRAS):
+        elif (package == "optax" and module not in WITH_OPTAX) or (package in EXTRAS and module not in WITH_EXTRAS):
             yield name
 
 
@@ -67,48 +70,112 @@ files = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 @pytest.mark.parametrize("file", files, ids=str)
 def test_imports_go_down(file):
+    if file == Path("algorithms/__init__.py"):
+        pytest.skip("re-exports every algorithm")
     module = file.parts[0].removesuffix(".py")
     assert list(violations(module, (PACKAGE / file).read_text())) == []
 
 
 def test_every_floor_is_there():
-    there = {file.stem for file in files if len(file.parts) == 1}
-    assert set().union(*FLOORS) - {"evaluate"} <= there
+    there = {file.parts[0].removesuffix(".py") for file in files}
+    assert there == {"__init__", *BESIDE}.union(*FLOORS)
 
 
 @pytest.mark.parametrize(
     ("module", "source"),
     [
         ("_checks", "from shortcutrl._step import rollout_k"),
+        ("_types", "from shortcutrl import _checks"),
+        ("_checks", "from shortcutrl._call import action_of"),
         ("_step", "from shortcutrl import _path"),
         ("_step", "from shortcutrl import rollout_k"),
         ("_step", "import shortcutrl"),
-        ("_shortcut", "from shortcutrl._value import evaluate"),
+        ("_flow", "from shortcutrl._value import td_loss"),
         ("_value", "def f():\n    from shortcutrl import nn"),
+        ("_flow", "from shortcutrl.data import sample"),
         ("_improve", "import optax"),
         ("_select", "from gymnasium import Env"),
+        ("_training", "from shortcutrl import nn"),
+        ("_training", "from shortcutrl.algorithms import sorl"),
         ("nn", "from shortcutrl._step import rollout_k"),
         ("nn", "import optax.tree"),
         ("data", "from shortcutrl import sorl"),
-        ("sorl", "from shortcutrl.data import sample"),
-        ("sorl", "import tqdm.auto"),
+        ("data", "from shortcutrl.suites import Task"),
+        ("suites", "from shortcutrl.evaluate import EnvPool"),
+        ("evaluate", "from shortcutrl.algorithms import sorl"),
+        ("evaluate", "from shortcutrl.suites.ogbench import load"),
+        ("algorithms", "from shortcutrl.data import sample"),
+        ("algorithms", "from shortcutrl.evaluate import evaluate"),
+        ("algorithms", "from shortcutrl.algorithms import sorl"),
+        ("algorithms", "from shortcutrl.algorithms.sorl import Config"),
+        ("algorithms", "from shortcutrl import sorl"),
+        ("algorithms", "import tqdm.auto"),
+        ("runs", "from shortcutrl import sorl"),
     ],
 )
 def test_an_import_upwards_is_caught(module, source):
     assert list(violations(module, source))
 
 
+# --------------------------------------------------------------------------- no circular import
+
+
+def file_of(name):
+    """The file that has the module or the name `name`, such as `data/__init__.py` for `shortcutrl.data.sample`."""
+    parts = name.split(".")[1:]
+    for length in range(len(parts), -1, -1):
+        path = Path(*parts[:length])
+        for file in (path.with_suffix(".py") if length else path, path / "__init__.py"):
+            if file in files:
+                return file
+    raise LookupError(name)
+
+
+def graph(sources):
+    """Which files of the package each file imports."""
+    return {
+        file: {file_of(name) for name in imports(source) if name.split(".")[0] == "shortcutrl"}
+        for file, source in sources.items()
+    }
+
+
+SOURCES = {file: (PACKAGE / file).read_text() for file in files}
+
+
+def test_no_import_is_circular():
+    order = list(graphlib.TopologicalSorter(graph(SOURCES)).static_order())
+    assert order[-1] == Path("__init__.py")
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("data/_scale.py", "from shortcutrl.data import sample"),
+        ("_types.py", "from shortcutrl._checks import as_size"),
+        ("nn/_mlp.py", "from shortcutrl.nn import Value"),
+        ("nn/_mlp.py", "import shortcutrl"),
+    ],
+)
+def test_a_circular_import_is_caught(file, line):
+    sources = SOURCES | {Path(file): f"{SOURCES[Path(file)]}\n{line}\n"}
+    with pytest.raises(graphlib.CycleError):
+        graphlib.TopologicalSorter(graph(sources)).prepare()
+
+
+# ---------------------------------------------------------------------------------- light imports
+
+
 def test_importing_brings_in_nothing_heavy():
-    code = f"import shortcutrl, sys; print(sorted({FORBIDDEN!r} & sys.modules.keys()))"
+    code = f"import shortcutrl, sys; print(sorted({HEAVY!r} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("name", ["evaluate.evaluate", "data.load_ogbench"])
-@pytest.mark.parametrize("missing", ["gymnasium", "tqdm"])
-def test_without_the_extra_the_error_says_what_to_install(name, missing):
-    module, function = name.split(".")
-    code = f"import sys; sys.modules[{missing!r}] = None; from shortcutrl import {module}; {module}.{function}"
+@pytest.mark.parametrize(
+    ("module", "missing"), [("evaluate", "gymnasium"), ("evaluate", "cloudpickle"), ("suites.ogbench", "tqdm")]
+)
+def test_without_the_extra_the_error_says_what_to_install(module, missing):
+    code = f"import sys; sys.modules[{missing!r}] = None; import shortcutrl.{module}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
     assert done.returncode != 0
     assert f"needs {missing}: pip install 'shortcutrl[ogbench]'" in done.stderr.splitlines()[-1]

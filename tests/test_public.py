@@ -1,4 +1,4 @@
-"""The public face: names re-exported on purpose, and docstrings that are complete and whose examples run."""
+"""The public names, and their docstrings: complete, with examples that run."""
 
 import ast
 import inspect
@@ -7,26 +7,27 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from algorithms import MODULES
 
 import shortcutrl
-from shortcutrl import data, evaluate, nn, sorl
-from shortcutrl.data import _ogbench
+from shortcutrl import data, evaluate, nn, runs, suites
+from shortcutrl.suites import ogbench
+from shortcutrl.suites.ogbench import _load
 
 INIT = Path(shortcutrl.__file__)
 
 
 def public(module):
     """The functions and classes of a module by their public names; of a package, those that it re-exports."""
-    name = module.__name__.removeprefix("shortcutrl").removeprefix(".")
+    name = module.__name__.removeprefix("shortcutrl").removeprefix(".").removeprefix("algorithms.")
     for symbol, value in vars(module).items():
         own = getattr(value, "__module__", "").startswith(module.__name__)
         if own and not symbol.startswith("_") and (inspect.isfunction(value) or inspect.isclass(value)):
             yield f"{name}.{symbol}".removeprefix("."), value
 
 
-LAZY = {f"data.{name}": getattr(data, name) for name in ("load_ogbench", "make_env", "generate", "Task")}
-SYMBOLS = LAZY | {name: value for module in (shortcutrl, nn, sorl, data, evaluate) for name, value in public(module)}
-SYMBOLS["evaluate.EnvPool"] = evaluate.EnvPool
+PACKAGES = shortcutrl, nn, data, suites, ogbench, evaluate, runs, *MODULES.values()
+SYMBOLS = {name: value for module in PACKAGES for name, value in public(module)}
 EXAMPLES = {
     f"{name}-{i}": textwrap.dedent(block)
     for name, value in SYMBOLS.items()
@@ -35,14 +36,26 @@ EXAMPLES = {
 
 
 def test_the_public_names():
-    """A change here is a change for every user."""
-    assert {name for name in SYMBOLS if not name.startswith(("data.", "evaluate."))} == {
+    """A change here is a change for every user. Those of each algorithm are in `test_algorithms.py`."""
+    core = {name for name in SYMBOLS if "." not in name or name.startswith("nn.")}
+    assert core == {
         *("shortcut_step", "rollout_k", "consistency_gap"),
-        *("flow_matching_loss", "self_consistency_loss", "shortcut_loss", "ShortcutInfo"),
-        *("td_target", "td_loss", "TDInfo", "q_loss", "QInfo", "bon_select", "BestOfN"),
-        *("Critic", "Transition", "Velocity", "nn.ShortcutPolicy", "nn.EnsembleCritic"),
-        *("sorl.Config", "sorl.Info", "sorl.Jumps", "sorl.State", "sorl.draw_jumps", "sorl.init", "sorl.update"),
+        *("interpolate", "draw_flow_matching", "draw_self_consistency"),
+        *("flow_matching_loss", "self_consistency_loss", "shortcut_loss", "ShortcutInfo", "gaussian_nll"),
+        *("vp_schedule", "diffuse", "denoising_loss", "ddpm_sample", "score_distillation_loss"),
+        *("noise_level", "consistency_function", "consistency_loss", "consistency_sample"),
+        *("bellman_target", "td_target", "td_loss", "critic_loss", "TDInfo", "expectile_loss"),
+        *("q_loss", "QInfo", "distill_loss", "advantage_weight"),
+        *("clipped", "noiseless", "bon_select", "best_of_n", "BestOfN"),
+        *("Actor", "Critic", "Value", "Velocity", "Denoiser", "ConsistencyModel", "Transition"),
+        *("nn.ShortcutPolicy", "nn.FlowPolicy", "nn.OneStepPolicy", "nn.EnsembleCritic", "nn.Value"),
+        *("nn.GaussianPolicy", "nn.DeterministicPolicy", "nn.ResidualDenoiser"),
     }
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_algorithms_are_importable_from_the_package(name):
+    assert getattr(shortcutrl, name) is MODULES[name]
 
 
 @pytest.mark.parametrize("file", [INIT, Path(nn.__file__)], ids=["shortcutrl", "nn"])
@@ -70,10 +83,10 @@ def test_every_function_says_what_it_takes_and_gives(name):
 
 
 def test_there_are_examples():
-    assert len(EXAMPLES) >= 25
+    assert len(EXAMPLES) >= 100
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_examples_run(example, monkeypatch):
-    monkeypatch.setattr(_ogbench, "_reachable", lambda url: False)  # or a whole dataset would be downloaded
+    monkeypatch.setattr(_load, "reachable", lambda url: False)  # or a whole dataset would be downloaded
     exec(compile(EXAMPLES[example], f"<the docstring of {example}>", "exec"), {})

@@ -5,95 +5,29 @@ ours none, and the order of floating-point sums. Measured: 1.4e-5 for flow match
 at most 5e-7 for all else, gradients included.
 """
 
-import dataclasses
-import itertools
-import os
 from functools import partial
-from pathlib import Path
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
+from reference import CLIP, assert_agrees, read
 
-from shortcutrl import (
-    Transition,
-    bon_select,
-    flow_matching_loss,
-    nn,
-    q_loss,
-    rollout_k,
-    self_consistency_loss,
-    td_loss,
-)
+from shortcutrl import bon_select, flow_matching_loss, q_loss, rollout_k, self_consistency_loss, sorl, td_loss
 
-FOLDER = Path(os.environ.get("SHORTCUTRL_REFERENCE", Path(__file__).parents[2] / "shared" / "reference"))
 FILES = ["sorl_mean_normalized.npz", "sorl_min_raw.npz"]
-CLIP = (-1.0, 1.0)
-TOLERANCE = 1e-4
-
-
-@dataclasses.dataclass(frozen=True)
-class Published:
-    """One file: its arrays by key, and its networks as ours."""
-
-    arrays: dict[str, jax.Array]
-
-    def __getitem__(self, key):
-        return self.arrays[key]
-
-    def network(self, folder, make, *sizes):
-        """The arrays under `folder`, weights or gradients, in the structure of the network that `make` makes."""
-        dense, norm = self.kinds(folder, "Dense", "kernel", "bias"), self.kinds(folder, "LayerNorm", "scale", "bias")
-        width, depth = dense[0][0].shape[-1], len(dense) - 1
-        like = eqx.filter_eval_shape(make, *sizes, width=width, depth=depth, key=jax.random.key(0))
-        weights, biases = zip(*dense, strict=True)
-        leaves = [*weights, *biases, *itertools.chain(*norm)]
-        assert [leaf.shape for leaf in leaves] == [leaf.shape for leaf in jax.tree.leaves(like)]
-        return jax.tree.unflatten(jax.tree.structure(like), leaves)
-
-    def kinds(self, folder, kind, *names):
-        """The arrays `folder/kind_i/name`, for i = 0, 1, ..., a tuple with one for each of `names`."""
-        count = sum(key.startswith(f"{folder}/{kind}_") for key in self.arrays) // len(names)
-        return [tuple(self[f"{folder}/{kind}_{i}/{name}"] for name in names) for i in range(count)]
-
-    def policy(self, folder):
-        return self.network(f"{folder}/mlp", nn.ShortcutPolicy, *self.sizes)
-
-    def critic(self, folder):
-        return self.network(f"{folder}/value_net", partial(nn.EnsembleCritic, condition_on_k=True), *self.sizes)
-
-    @property
-    def sizes(self):
-        return self["batch/observations"].shape[-1], self["batch/actions"].shape[-1]
-
-    @property
-    def aggregate(self):
-        return "min" if self["meta/q_agg_is_min"] else "mean"
-
-    @property
-    def batch(self):
-        names = ["observations", "actions", "rewards", "masks", "next_observations"]
-        return Transition(*(self[f"batch/{name}"] for name in names))
 
 
 @pytest.fixture(params=FILES, scope="module")
 def published(request):
-    path = FOLDER / request.param
-    if not path.exists():
-        pytest.skip(f"no reference arrays: {path} does not exist; set SHORTCUTRL_REFERENCE to their folder")
-    with np.load(path) as file:
-        return Published({key: jnp.asarray(file[key]) for key in file.files})
+    return read(request.param)
 
 
-def assert_agrees(ours, theirs):
-    """Leaf by leaf, the norm of the difference within 1e-4 of the norm of the published leaf."""
-    for (path, leaf), expected in zip(jax.tree.leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
-        assert leaf.shape == expected.shape
-        assert leaf.dtype == expected.dtype == np.float32
-        error = np.linalg.norm(leaf - expected) / np.linalg.norm(expected)
-        assert error < TOLERANCE, f"{jax.tree_util.keystr(path)}: relative error {error:.1e}"
+def critic_of(published, folder):
+    return published.critic(folder, condition_on_k=True)
+
+
+def aggregate_of(published):
+    return "min" if published["meta/q_agg_is_min"] else "mean"
 
 
 def batch_mean(loss, *arrays, aux=False):
@@ -112,7 +46,7 @@ def test_the_policy_network(published, network, output):
 
 def test_the_critic_network(published):
     def critic(obs, action, k):
-        return published.critic("params/critic")(obs, action, k=k)
+        return critic_of(published, "params/critic")(obs, action, k=k)
 
     inputs = published["batch/observations"], published["batch/actions"], published["critic/num_steps"]
     assert_agrees(jax.jit(jax.vmap(critic))(*inputs).T, published["critic/q"])
@@ -158,12 +92,12 @@ def test_self_consistency_loss_and_its_gradient(published):
 
 @pytest.mark.parametrize("k", [1, 2, 4, 8])
 def test_q_loss_and_its_gradient(published, k):
-    critic = partial(published.critic("params/critic"), k=k)
+    critic = partial(critic_of(published, "params/critic"), k=k)
 
     @jax.jit
     @jax.value_and_grad
     def value_and_grad(policy):
-        loss = partial(q_loss, policy, critic, k=k, clip=CLIP)
+        loss = partial(q_loss, partial(rollout_k, policy, k=k, clip=CLIP), critic)
         losses, info = jax.vmap(loss)(published["batch/observations"], published[f"q_loss/k{k}/noise"])
         scale = jax.lax.stop_gradient(jnp.abs(info.q).mean()) if published["meta/normalize_q_loss"] else 1.0
         return losses.mean() / scale
@@ -175,30 +109,79 @@ def test_q_loss_and_its_gradient(published, k):
 
 @pytest.mark.parametrize("k", [1, 2, 4, 8])
 def test_td_loss_and_its_gradient(published, k):
-    target_critic = partial(published.critic("params/target_critic"), k=k)
-    policy = published.policy("params/actor")
-    options = {"k": k, "discount": published["meta/discount"], "aggregate": published.aggregate, "clip": CLIP}
+    target_critic = partial(critic_of(published, "params/target_critic"), k=k)
+    actor = partial(rollout_k, published.policy("params/actor"), k=k, clip=CLIP)
+    options = {"discount": published["meta/discount"], "aggregate": aggregate_of(published)}
 
     @jax.jit
     @jax.value_and_grad
     def value_and_grad(critic):
-        loss = partial(td_loss, partial(critic, k=k), target_critic, policy, **options)
+        loss = partial(td_loss, partial(critic, k=k), target_critic, actor, **options)
         return batch_mean(loss, published.batch, published[f"td_loss/k{k}/noise"], aux=True)
 
-    loss, grad = value_and_grad(published.critic("params/critic"))
+    loss, grad = value_and_grad(critic_of(published, "params/critic"))
     assert_agrees(loss, published[f"td_loss/k{k}/loss"])
-    assert_agrees(grad, published.critic(f"td_loss/k{k}/grad"))
+    assert_agrees(grad, critic_of(published, f"td_loss/k{k}/grad"))
 
 
 @pytest.mark.parametrize(("k", "n"), [(1, 4), (4, 8), (8, 16)])
 def test_best_of_n(published, k, n):
-    critic = partial(published.critic("params/critic"), k=k)
-    options = {"k": k, "aggregate": published.aggregate, "clip": CLIP}
-    select = jax.jit(partial(bon_select, published.policy("params/actor"), critic, **options))
+    critic = partial(critic_of(published, "params/critic"), k=k)
+    actor = partial(rollout_k, published.policy("params/actor"), k=k, clip=CLIP)
+    select = jax.jit(partial(bon_select, actor, critic, aggregate=aggregate_of(published)))
     folder = f"best_of_n/k{k}_n{n}"
     action, info = select(published["batch/observations"][0], published[f"{folder}/noise"])
     assert info.q.shape == (n,)
     assert_agrees(action, published[f"{folder}/action"])
+
+
+# ------------------------------------------------------------------ the losses of the algorithm
+
+
+def state_and_config(published):
+    networks = (published.policy(f"params/{name}") for name in ("actor", "target_actor"))
+    critics = (critic_of(published, f"params/{name}") for name in ("critic", "target_critic"))
+    (policy, target_policy), (critic, target_critic) = networks, critics
+    config = sorl.Config(
+        num_steps=int(published["meta/denoise_steps"]),
+        discount=float(published["meta/discount"]),
+        aggregate=aggregate_of(published),
+        normalize_q=bool(published["meta/normalize_q_loss"]),
+        flow_matching_weight=2.0,
+        self_consistency_weight=3.0,
+        q_weight=5.0,
+    )
+    return sorl.State(policy, critic, target_policy, target_critic, None, None), config
+
+
+def draws_of(published, k):
+    named = lambda folder, *names: (published[f"{folder}/{name}"] for name in names)
+    flow_noise, flow_t = named("flow_matching", "noise", "t")
+    noise, t, log2_steps = named("self_consistency", "noise", "t", "log2_steps")
+    td_noise, q_noise = published[f"td_loss/k{k}/noise"], published[f"q_loss/k{k}/noise"]
+    return sorl.Draws(k, k, td_noise, q_noise, flow_noise, flow_t, noise, (t, 2.0**-log2_steps))
+
+
+@pytest.mark.parametrize("k", [4])
+def test_the_critics_loss_of_an_update(published, k):
+    state, config = state_and_config(published)
+    loss = jax.jit(jax.value_and_grad(partial(sorl.critic_loss, config=config), has_aux=True))
+    (value, _), grad = loss(state.critic, state, published.batch, draws_of(published, k))
+    assert_agrees(value, published[f"td_loss/k{k}/loss"])
+    assert_agrees(grad, critic_of(published, f"td_loss/k{k}/grad"))
+
+
+@pytest.mark.parametrize("k", [4])
+def test_the_policys_loss_of_an_update(published, k):
+    """The published losses and gradients in their weighted sum."""
+    state, config = state_and_config(published)
+    loss = jax.jit(jax.value_and_grad(partial(sorl.policy_loss, config=config), has_aux=True))
+    (value, terms), grad = loss(state.policy, state, published.batch, draws_of(published, k))
+    folders = "flow_matching", "self_consistency", f"q_loss/k{k}"
+    weigh = lambda *parts: 2 * parts[0] + 3 * parts[1] + 5 * parts[2]
+    assert_agrees(value, weigh(*(published[f"{folder}/loss"] for folder in folders)))
+    assert_agrees(grad, jax.tree.map(weigh, *(published.policy(f"{folder}/grad") for folder in folders)))
+    assert_agrees(terms[1:], tuple(published[f"{folder}/loss"] for folder in folders[:2]))
 
 
 def test_the_comparison_notices_another_network(published):

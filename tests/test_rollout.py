@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from assertions import assert_caught, assert_to_rounding, each, seeds, wide
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,7 +25,7 @@ def rollout_errors(rollout, velocity, flow, noise, ks):
 
 
 def assert_rolls_out_exactly(rollout, velocity, jump, *, slack=1.0):
-    ks = (1, 4, 16) if isinstance(jump.flow, Mixture) else (1, 2, 4, 8, 16)  # a mixture compiles slowly
+    ks = (1, 3, 4, 16) if isinstance(jump.flow, Mixture) else (1, 2, 3, 4, 8, 10, 16)  # a mixture compiles slowly
     actions, errors, rounding = rollout_errors(rollout, velocity, jump.flow, jump.x, ks)
     assert actions.dtype == jump.x.dtype
     assert_to_rounding(errors, rounding, slack=slack)
@@ -90,7 +91,7 @@ def assert_gradient_through_every_jump(rollout, k, rate, noise, *, slack=1.0):
     assert_to_rounding(rate_grad - factor ** (k - 1) * noise.sum(), rounding, slack=slack)
 
 
-@given(k=st.sampled_from([1, 2, 4, 8, 16]), rate=st.floats(-2, 2), seed=seeds)
+@given(k=st.sampled_from([1, 2, 3, 4, 8, 10, 16]), rate=st.floats(-2, 2), seed=seeds)
 def test_the_gradient_flows_through_every_jump(k, rate, seed):
     noise = jnp.asarray(np.random.default_rng(seed).normal(size=3))
     assert_gradient_through_every_jump(rollout_k, k, rate, noise)
@@ -107,11 +108,38 @@ def test_a_gradient_cut_between_jumps_is_caught():
     assert_caught(assert_gradient_through_every_jump, without_gradient_between_jumps, 4, 1.0, jnp.ones(3))
 
 
+# ------------------------------------------------------------ every way to ask for the same
+
+
+@pytest.mark.parametrize("k", [1, 7, 8, 9, 17, 40])
+def test_eager_and_compiled_rollouts_agree(k):
+    """Eagerly the jumps are a Python loop; compiled, more than 8 are a scan."""
+    noise = jnp.array([0.3, -0.8, 1.1])
+    eager, (compiled, _) = rollout_k(euler(0.7), None, noise, k=k), euler_and_gradients(rollout_k, k, 0.7, noise)
+    assert_to_rounding(eager.sum() - compiled, 16 * jnp.abs(noise).sum())
+
+
+@pytest.mark.parametrize("k", [np.int64(3), np.int32(3), np.uint8(3)], ids=lambda k: k.dtype.name)
+def test_numpy_integers_are_numbers_of_jumps(k):
+    noise = jnp.array([0.3, -0.8, 1.1])
+    assert jnp.array_equal(rollout_k(GAUSSIAN, None, noise, k=k), rollout_k(GAUSSIAN, None, noise, k=3))
+
+
+@pytest.mark.parametrize("k", [1, 3, 16])
+def test_rematerialisation_changes_no_gradient(k):
+    def gradient(remat):
+        total = lambda rate, noise: rollout_k(euler(rate), None, noise, k=k, remat=remat).sum()
+        return jax.jit(jax.grad(total, argnums=(0, 1)))(jnp.asarray(0.7), jnp.array([0.3, -0.8, 1.1]))
+
+    for stored, computed_again in zip(gradient(False), gradient(True), strict=True):
+        assert_to_rounding(stored - computed_again, 16.0)
+
+
 # ------------------------------------------------------------------------------ clipping
 
 
 def there_and_back(obs, x, t, h):
-    """4 in the first half of the time, -4 in the second: out of [-1, 1] half-way, and home in the end."""
+    """4 in the first half of the time, -4 in the second: outside [-1, 1] half-way, back at the start in the end."""
     return jnp.full_like(x, jnp.where(t < 0.5, 4.0, -4.0))
 
 
@@ -131,3 +159,37 @@ def test_no_gradient_where_it_clips():
     noise = jnp.array([-2.0, 0.5, 2.0])
     gradient = jax.grad(lambda noise: rollout_k(there_and_back, None, noise, k=2, clip=(-1.0, 1.0)).sum())(noise)
     assert jnp.array_equal(gradient, jnp.array([0.0, 1.0, 0.0]))
+
+
+PER_DIMENSION = np.array([-1.0, -0.25, 0.5]), np.array([1.0, 0.25, 2.0])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        tuple,
+        list,
+        lambda clip: tuple(jnp.asarray(bound) for bound in clip),
+        lambda clip: (clip[0].astype("f4"), clip[1]),
+    ],
+    ids=["arrays", "a list", "JAX arrays", "mixed dtypes"],
+)
+def test_bounds_of_each_dimension(kind, dtype):
+    """The action keeps its dtype, whatever the dtype of the bounds."""
+    noise = jnp.array([-7.0, 0.5, 1.0], dtype)
+    action = rollout_k(there_and_back, None, noise, k=2, clip=kind(PER_DIMENSION))
+    assert action.dtype == dtype
+    assert jnp.array_equal(action, jnp.array([-1.0, 0.25, 1.0], dtype))
+
+
+@pytest.mark.parametrize("number", [float, int, np.float32, np.float64, np.int64, jnp.float32, jnp.asarray], ids=str)
+def test_bounds_of_every_kind_of_number(number):
+    action = rollout_k(there_and_back, None, jnp.array([-7.0, 0.5], "bfloat16"), k=2, clip=(number(-1), number(1)))
+    assert action.dtype == "bfloat16"
+    assert jnp.array_equal(action, jnp.array([-1.0, 0.5], "bfloat16"))
+
+
+def test_bounds_may_be_traced():
+    roll = jax.jit(lambda clip: rollout_k(there_and_back, None, jnp.array([-7.0, 0.5, 1.0]), k=2, clip=clip))
+    assert jnp.array_equal(roll(PER_DIMENSION), jnp.array([-1.0, 0.25, 1.0]))

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from shortcutrl import BestOfN, bon_select, rollout_k
+from shortcutrl import BestOfN, best_of_n, bon_select, rollout_k
 
-stay = lambda obs, x, t, h: jnp.zeros_like(x)
+stay = lambda obs, noise: noise
 towards = lambda obs, x, t, h: obs - x
 near = lambda obs, action: -jnp.sum(jnp.square(action - obs))[None]
 
@@ -29,19 +29,25 @@ def table(q):
 @partial(jax.jit, static_argnames=("select", "aggregate"))
 def chosen(select, q, aggregate):
     numbers = jnp.arange(len(q), dtype=float)[:, None]
-    return select(stay, table(q), None, numbers, k=1, aggregate=aggregate)
+    return select(stay, table(q), None, numbers, aggregate=aggregate)
+
+
+def low_estimate(q):
+    """The mean minus rho times the standard deviation: an aggregate of the user's own."""
+    return q.mean() - 0.5 * q.std()
 
 
 def assert_chooses_the_first_best(select, q, aggregate):
     """The first of the highest that are numbers."""
     action, info = chosen(select, q, aggregate)
-    verdicts = [min(row) if aggregate == "min" else sum(row) / len(row) for row in q.tolist()]
-    verdicts = [np.nan if np.isnan(row).any() else verdict for row, verdict in zip(q, verdicts, strict=True)]
-    numbers = [verdict for verdict in verdicts if not np.isnan(verdict)]
-    right = verdicts.index(max(numbers)) if numbers else 0
-    assert info.best == right, f"chose {info.best}, not {right} of {verdicts}"
-    assert action == right, f"chose {action}, not {right} of {verdicts}"
-    np.testing.assert_allclose(info.q, verdicts, rtol=1e-12)
+    by_hand = {"min": min, "mean": lambda row: sum(row) / len(row), low_estimate: low_estimate}[aggregate]
+    estimates = [float(by_hand(row)) for row in (q if aggregate is low_estimate else q.tolist())]
+    estimates = [np.nan if np.isnan(row).any() else estimate for row, estimate in zip(q, estimates, strict=True)]
+    numbers = [estimate for estimate in estimates if not np.isnan(estimate)]
+    right = estimates.index(max(numbers)) if numbers else 0
+    assert info.best == right, f"chose {info.best}, not {right} of {estimates}"
+    assert action == right, f"chose {action}, not {right} of {estimates}"
+    np.testing.assert_allclose(info.q, estimates, rtol=1e-12)
     assert jnp.array_equal(info.candidates[:, 0], jnp.arange(len(q)))
 
 
@@ -56,7 +62,7 @@ def test_the_first_of_the_highest_wins_and_nan_never(q, aggregate):
     assert_chooses_the_first_best(bon_select, q, aggregate)
 
 
-@given(seed=seeds, aggregate=st.sampled_from(["min", "mean"]))
+@given(seed=seeds, aggregate=st.sampled_from(["min", "mean", low_estimate]))
 def test_the_highest_wins(seed, aggregate):
     assert_chooses_the_first_best(bon_select, np.random.default_rng(seed).normal(size=(16, 3)), aggregate)
 
@@ -65,12 +71,16 @@ def test_nan_does_not_beat_minus_infinity():
     assert_chooses_the_first_best(bon_select, np.array([[np.nan], [-np.inf], [np.nan]]), "mean")
 
 
-def another_selection(best=jnp.nanargmax, verdict=lambda q, aggregate: q.min(1) if aggregate == "min" else q.mean(1)):
+def aggregated(q, aggregate):
+    return {"min": jnp.min, "mean": jnp.mean}.get(aggregate, aggregate)(q)
+
+
+def another_selection(best=jnp.nanargmax, aggregated=aggregated):
     """The selection with its parts free; as they stand here it is right but where all are NaN."""
 
-    def select(velocity, critic, obs, noise, *, k, aggregate):
-        candidates = jax.vmap(partial(rollout_k, velocity, obs, k=k))(noise)
-        q = verdict(jax.vmap(partial(critic, obs))(candidates), aggregate)
+    def select(actor, critic, obs, noise, *, aggregate):
+        candidates = jax.vmap(partial(actor, obs))(noise)
+        q = jax.vmap(lambda action: aggregated(critic(obs, action), aggregate))(candidates)
         return candidates[best(q)], BestOfN(best(q), q, candidates)
 
     return select
@@ -81,8 +91,8 @@ WRONG_SELECTIONS = {
     "NaN wins": another_selection(best=jnp.argmax),
     "the last of equals": another_selection(best=lambda q: len(q) - 1 - jnp.nanargmax(q[::-1])),
     "always the first": another_selection(best=lambda q: 0),
-    "always the mean": another_selection(verdict=lambda q, aggregate: q.mean(1)),
-    "the maximum of the ensemble": another_selection(verdict=lambda q, aggregate: q.max(1)),
+    "always the mean": another_selection(aggregated=lambda q, aggregate: q.mean()),
+    "the maximum of the ensemble": another_selection(aggregated=lambda q, aggregate: q.max()),
 }
 
 
@@ -106,7 +116,7 @@ def assert_pairs_rightly(select_many, obs, noise):
 
 @jax.jit
 def by_vmap(obs, noise):
-    return jax.vmap(partial(bon_select, stay, near, k=2))(obs, noise)[0]
+    return jax.vmap(partial(bon_select, stay, near))(obs, noise)[0]
 
 
 @jax.jit
@@ -135,27 +145,56 @@ def test_the_published_pairing_is_caught():
 # -------------------------------------------------------------------- candidates and gradients
 
 
-@pytest.mark.parametrize("k", [1, 2, 16])
-def test_candidates_are_rollouts(k):
+@pytest.mark.parametrize("k", [1, 3, 16])
+def test_candidates_are_the_actors(k):
     obs, noise = jnp.array([0.5, 3.0]), jax.random.normal(jax.random.key(0), (4, 2))
-    action, info = bon_select(towards, near, obs, noise, k=k, clip=(-1.0, 1.0))
+    actor = partial(rollout_k, towards, k=k, clip=(-1.0, 1.0))
+    action, info = bon_select(actor, near, obs, noise)
     for row, candidate in zip(noise, info.candidates, strict=True):
-        assert jnp.allclose(candidate, rollout_k(towards, obs, row, k=k, clip=(-1.0, 1.0)))
+        assert jnp.allclose(candidate, actor(obs, row))
     assert jnp.array_equal(action, info.candidates[info.best])
+
+
+def test_noise_may_be_any_pytree():
+    """Here a mode and a deviation from it, one row of each for each candidate."""
+    noise = {"mode": jnp.array([0, 1, 1]), "deviation": jnp.array([[0.1], [0.3], [0.0]])}
+    actor = lambda obs, noise: jnp.array([0.0, 1.0])[noise["mode"]][None] + noise["deviation"]
+    action, info = bon_select(actor, near, jnp.ones(1), noise)
+    assert jnp.allclose(info.candidates[:, 0], jnp.array([0.1, 1.3, 1.0]))
+    assert (info.best, action) == (2, 1.0)
+
+
+def test_best_of_n_is_an_actor():
+    """Whose noise has a row for each candidate; of its candidates it chooses as `bon_select` does."""
+    obs, noise = jnp.array([0.5, 3.0]), jax.random.normal(jax.random.key(0), (2, 4, 2))
+    actor = partial(best_of_n, stay, near)
+    assert jnp.array_equal(actor(obs, noise[0]), bon_select(stay, near, obs, noise[0])[0])
+    best, info = bon_select(actor, near, obs, noise)  # the best of the best of four
+    flat, _ = bon_select(stay, near, obs, noise.reshape(8, 2))
+    assert jnp.array_equal(best, flat)
+    assert info.candidates.shape == (2, 2)
+
+
+@pytest.mark.parametrize("aggregate", ["min", "mean", low_estimate])
+def test_best_of_n_aggregates_as_it_is_told(aggregate):
+    q = jnp.asarray(np.random.default_rng(3).normal(size=(16, 3)))
+    numbers = jnp.arange(16.0)[:, None]
+    action = best_of_n(stay, table(q), None, numbers, aggregate=aggregate)
+    assert action == bon_select(stay, table(q), None, numbers, aggregate=aggregate)[1].best
 
 
 def test_the_gradient_flows_through_the_chosen_action_alone():
     noise = jnp.array([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]])
-    gradient = jax.grad(lambda noise: bon_select(stay, near, jnp.ones(2), noise, k=1)[0].sum())(noise)
+    gradient = jax.grad(lambda noise: bon_select(stay, near, jnp.ones(2), noise)[0].sum())(noise)
     assert jnp.array_equal(gradient, jnp.array([[0.0, 0.0], [1.0, 1.0], [0.0, 0.0]]))
 
 
 def test_a_single_candidate_costs_no_critic():
-    """In the compiled program of the action alone there is the policy's product and no other."""
-    velocity, critic = (lambda obs, x, t, h: x @ jnp.ones((2, 2))), (lambda obs, a: a @ jnp.ones((2, 3)))
+    """In the compiled program of the action alone there is the actor's product and no other."""
+    actor, critic = (lambda obs, noise: noise @ jnp.ones((2, 2))), (lambda obs, a: a @ jnp.ones((2, 3)))
 
     def products(n):
-        act = jax.jit(lambda noise: bon_select(velocity, critic, None, noise, k=1)[0])
+        act = jax.jit(lambda noise: best_of_n(actor, critic, None, noise))
         program = act.lower(jnp.ones((n, 2))).compile().as_text()
         return program.count(" dot(")
 

@@ -1,4 +1,6 @@
-"""The composed update: what it draws, what it learns from what, and what it leaves alone."""
+"""SORL's update: what it draws, which network learns from which, and what stays as it is."""
+
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -37,7 +39,6 @@ class Counts(eqx.Module):
     """A critic whose Q is the number of jumps."""
 
     weight: jax.Array
-    condition_on_k = True
 
     def __call__(self, obs, action, *, k):
         return self.weight * k + 0 * action
@@ -47,12 +48,12 @@ ZERO, ONE = jnp.zeros(()), jnp.ones(())
 
 
 def config(**options):
-    """Few jumps, nothing normalised or clipped, and an optimiser that stands still, unless `options` say otherwise."""
-    plain = {"num_steps": 2, "max_jumps": 1, "q_weight": 1.0, "normalize_q": False, "clip": None, "optimizer": STILL}
-    return sorl.Config(**plain | options)
+    """Few jumps, nothing normalised or clipped, a critic that does not see k, unless `options` say otherwise."""
+    plain = {"num_steps": 2, "max_jumps": 1, "q_weight": 1.0, "normalize_q": False, "clip": None}
+    return sorl.Config(**{"condition_critic_on_k": False} | plain | options)
 
 
-update = jax.jit(sorl.update, static_argnames="config")
+update = jax.jit(sorl.update, static_argnames=("config", "optimizers"))
 
 
 def batch(n=1, reward=0.0, action=0.0):
@@ -61,8 +62,9 @@ def batch(n=1, reward=0.0, action=0.0):
 
 def infos_by_key(policy, critic, config, update=sorl.update):
     """What one update from the same start saw, for each of `KEYS`."""
-    state = sorl.init(policy, critic, config=config)
-    return jax.jit(jax.vmap(lambda key: update(state, batch(), config=config, key=key)[1]))(KEYS)
+    options = {"config": config, "optimizers": (STILL, STILL)}
+    state = sorl.init((policy, critic), **options)
+    return jax.jit(jax.vmap(lambda key: update(state, batch(), **options, key=key)[1]))(KEYS)
 
 
 # ------------------------------------------------------------------------------ what it draws
@@ -81,18 +83,52 @@ def test_every_noise_is_its_own():
     assert_every_noise_is_its_own(sorl.update)
 
 
-def test_the_published_reuse_of_a_key_is_caught(monkeypatch):
-    """The critic's noise drawn with the key of the policy's."""
-    right = sorl._update_critic
+def redrawn(**parts):
+    """Patches `draw` so that some draws are made of others."""
+    right = sorl.draw
 
-    def reuse(state, data, *, config, key):
-        policy_key = jax.random.split(key, 3)[2]
-        wrong = lambda *args: right(*args[:-1], jax.random.split(policy_key)[0])
-        monkeypatch.setattr(sorl, "_update_critic", wrong)
-        return sorl.update(state, data, config=config, key=key)
+    def draw(*args, **options):
+        draws = right(*args, **options)
+        return draws._replace(**{name: getattr(draws, source) for name, source in parts.items()})
 
+    return draw
+
+
+@pytest.mark.parametrize(
+    "parts", [{"td_noise": "q_noise"}, {"flow_noise": "q_noise"}, {"flow_noise": "td_noise"}], ids=str
+)
+def test_a_reused_noise_is_caught(monkeypatch, parts):
+    """The first is what the published code does: the critic's noise is drawn with the key of the policy's."""
+    monkeypatch.setattr(sorl, "draw", redrawn(**parts))
     with pytest.raises(AssertionError, match="related"):
-        assert_every_noise_is_its_own(reuse)
+        assert_every_noise_is_its_own(sorl.update)
+
+
+@jax.jit
+def many_draws(keys):
+    data = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, "float32"), batch())
+    return jax.vmap(lambda key: sorl.draw(key, data, config=config(num_steps=8, max_jumps=8)))(keys)
+
+
+def test_the_draws_are_independent_and_as_documented():
+    draws = many_draws(KEYS)
+    assert_uniform(draws.td_k, [1, 2, 4, 8])
+    assert_uniform(draws.q_k, [1, 2, 4, 8])
+    assert_uniform(draws.flow_t.ravel(), np.arange(8) / 8)
+    t, h = draws.consistency_times
+    assert_uniform(h.ravel(), [1, 0.5, 0.25])
+    noises = draws.td_noise, draws.q_noise, draws.flow_noise, draws.consistency_noise
+    assert_unrelated(*noises, draws.td_k, draws.q_k, draws.flow_t, t + h / 2, h)
+
+
+@pytest.mark.parametrize("max_jumps", [1, 4])
+def test_a_shared_key_decides_the_jumps_alone(max_jumps):
+    draw = partial(sorl.draw, batch=batch(), config=config(num_steps=4, max_jumps=max_jumps))
+    shared = [draw(key, jumps_key=jax.random.key(5)) for key in KEYS[:8]]
+    assert len({(int(draws.td_k), int(draws.q_k)) for draws in shared}) == 1
+    assert len({float(draws.q_noise[0, 0]) for draws in shared}) == 8
+    one, other = draw(KEYS[0]), draw(KEYS[0], jumps_key=jax.random.key(5))
+    assert eqx.tree_equal(one._replace(td_k=0, q_k=0), other._replace(td_k=0, q_k=0))
 
 
 def test_a_key_decides_everything():
@@ -104,7 +140,8 @@ def test_a_key_decides_everything():
 
 @pytest.mark.parametrize("max_jumps", [2, 8])
 def test_k_is_uniform_and_drawn_apart_for_critic_and_policy(max_jumps):
-    info = infos_by_key(Scales(ZERO), Counts(ONE), config(num_steps=8, max_jumps=max_jumps))
+    options = config(num_steps=8, max_jumps=max_jumps, condition_critic_on_k=True)
+    info = infos_by_key(Scales(ZERO), Counts(ONE), options)
     ks = [2**i for i in range(max_jumps.bit_length())]
     assert_uniform(info.q, ks)
     assert_uniform(-info.q_loss, ks)
@@ -114,16 +151,16 @@ def test_k_is_uniform_and_drawn_apart_for_critic_and_policy(max_jumps):
 # ------------------------------------------------------------------- what learns from what
 
 
-def step(policy, critic, data=None, target_policy=None, target_critic=None, seed=0, **options):
+def step(policy, critic, data=None, target_policy=None, target_critic=None, seed=0, optimizer=STILL, **options):
     """One update at a fixed key, from networks and targets as given: the start, the end and the info."""
-    settings = config(**options)
-    state = sorl.init(policy, critic, config=settings)
+    options = {"config": config(**options), "optimizers": (optimizer, optimizer)}
+    state = sorl.init((policy, critic), **options)
     if target_policy:
         state = state._replace(target_policy=target_policy)
     if target_critic:
         state = state._replace(target_critic=target_critic)
     data = batch(8) if data is None else data
-    return state, *update(state, data, config=settings, key=jax.random.key(seed))
+    return state, *update(state, data, **options, key=jax.random.key(seed))
 
 
 def test_the_target_q_is_the_target_critics():
@@ -177,12 +214,24 @@ def test_with_tau_1_the_targets_are_the_networks():
     assert eqx.tree_equal(end.target_critic, end.critic)
 
 
-def test_no_optimiser_state_is_kept_for_targets():
+def test_each_network_has_its_own_optimizer():
+    """So that learning rates can differ."""
+    data = batch(8, reward=1.0, action=1.0)
+    for rates in [(0.1, 0.0), (0.0, 0.1)]:
+        optimizers = tuple(map(optax.sgd, rates))
+        options = {"config": config(), "optimizers": optimizers}
+        start = sorl.init((Scales(ONE), Reads(ONE)), **options)
+        end, _ = update(start, data, **options, key=jax.random.key(0))
+        moved = end.policy.scale != 1, end.critic.weight != 1
+        assert moved == (rates[0] > 0, rates[1] > 0)
+
+
+def test_no_optimizer_state_is_kept_for_targets():
     """Adam keeps two numbers for each weight, and a count: for the two networks, and nothing more."""
     policy_key, critic_key = jax.random.split(jax.random.key(0))
     policy = nn.ShortcutPolicy(3, 2, width=8, depth=2, key=policy_key)
     critic = nn.EnsembleCritic(3, 2, width=8, depth=2, key=critic_key)
-    state = sorl.init(policy, critic, config=config(optimizer=optax.adam(0.1)))
+    state = sorl.init((policy, critic), config=config(), optimizers=(optax.adam(0.1), optax.adam(0.1)))
     size = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
     assert size((state.policy_opt_state, state.critic_opt_state)) == 2 * size((policy, critic)) + 2
     assert size(state) == 4 * size((policy, critic)) + 2
@@ -201,8 +250,8 @@ def test_without_q_the_critic_does_not_touch_the_policy():
 
 
 @pytest.mark.parametrize("q_weight", [0.0, 1.0])
-def test_a_critic_that_is_zero_does_no_harm(q_weight):
-    """As one is whose last layer starts at zero: |Q|, by which the loss is divided, is zero."""
+def test_a_critic_of_zeros_keeps_the_loss_finite(q_weight):
+    """A critic whose last layer starts at zero: |Q|, by which the loss is divided, is zero."""
     assert jnp.isfinite(policy_after(Reads(ZERO), q_weight=q_weight, normalize_q=True))
 
 
@@ -228,8 +277,8 @@ def test_the_normalised_loss_is_divided_by_the_mean_magnitude_of_q():
     assert jnp.allclose(normal.policy_grad_norm, raw.policy_grad_norm / jnp.abs(raw.q_loss))
 
 
-def test_the_default_optimiser_clips_and_then_steps_by_its_learning_rate():
-    start, end, info = step(Scales(ONE), Reads(1e6 * ONE), optimizer=sorl.Config().optimizer)
+def test_the_published_optimizer_clips_and_then_steps_by_its_learning_rate():
+    start, end, info = step(Scales(ONE), Reads(1e6 * ONE), optimizer=sorl.OPTIMIZERS.policy)
     assert info.policy_grad_norm > 1
     assert jnp.allclose(jnp.abs(end.policy.scale - start.policy.scale), 1e-4, rtol=1e-3)
 
@@ -253,9 +302,117 @@ def test_observations_may_be_any_pytree():
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((state, info)))
 
 
-def test_a_network_that_cannot_be_carried_is_refused():
-    policy = eqx.Partial(eqx.nn.MLP(2, 2, 4, 1, key=jax.random.key(0)))  # its activation functions are leaves
-    with pytest.raises(ValueError, match=r"`policy` has a leaf that is not an array, .* Mark it `eqx\.field"):
-        sorl.init(policy, Reads(ONE), config=config())
-    with pytest.raises(ValueError, match="`critic` has no parameters to train"):
-        sorl.init(Scales(ONE), eqx.Partial(Reads(None)), config=config())
+# ------------------------------------------------------------------- the agent that was trained
+
+
+class Offset(eqx.Module):
+    """A velocity that does not depend on where it is: k jumps add it once."""
+
+    offset: jax.Array
+
+    def __call__(self, obs, x, t, h):
+        return self.offset + 0 * x
+
+
+def trained(**options):
+    settings = config(num_steps=4, **options)
+    state = sorl.init((Offset(ONE), Reads(ONE)), config=settings, optimizers=(STILL, STILL))
+    return state._replace(target_policy=Offset(0.25 * ONE), target_critic=Reads(-ONE)), settings
+
+
+def test_the_agent_acts_with_the_averaged_networks():
+    state, settings = trained()
+    assert sorl.actor(state, config=settings)(None, jnp.array([2.0])) == 2.25
+    assert sorl.actor(state, config=settings, n=3)(None, jnp.array([[2.0], [1.0], [3.0]])) == 1.25  # the target's Q
+
+
+def test_the_agent_clips_as_it_was_trained():
+    state, settings = trained(clip=(-1, 1))
+    assert sorl.actor(state, config=settings)(None, jnp.array([2.0])) == 1
+
+
+def test_the_number_of_jumps_is_that_of_training_unless_told():
+    state, settings = trained()
+    state = state._replace(target_policy=Scales(ONE))  # k jumps multiply by (1 + 1 / k)^k
+    act = partial(sorl.actor, state, config=settings)
+    for k in (1, 2, 3, 4):
+        assert jnp.allclose(act(k=k)(None, jnp.array([1.0])), (1 + 1 / k) ** k)
+        assert jnp.array_equal(act(k=np.int64(k))(None, jnp.array([1.0])), act(k=k)(None, jnp.array([1.0])))
+    assert jnp.array_equal(act()(None, jnp.array([1.0])), act(k=4)(None, jnp.array([1.0])))
+
+
+def test_a_critic_that_sees_k_sees_that_of_the_agent():
+    """Q is -(k - 2)² a: with 2 jumps all candidates are equal, so the first wins; otherwise the lowest."""
+
+    class Sees(eqx.Module):
+        weight: jax.Array
+
+        def __call__(self, obs, action, *, k):
+            return -self.weight * (k - 2) ** 2 * action
+
+    state, settings = trained(condition_critic_on_k=True)
+    state = state._replace(target_policy=Offset(ZERO), target_critic=Sees(ONE))
+    noise = jnp.array([[3.0], [1.0], [2.0]])
+    actions = [float(sorl.actor(state, config=settings, k=k, n=3)(None, noise)[0]) for k in (1, 2, 4)]
+    assert actions == [1.0, 3.0, 1.0]
+
+
+def test_candidates_are_ranked_by_the_aggregate_of_training():
+    class Two(eqx.Module):
+        weight: jax.Array
+
+        def __call__(self, obs, action):
+            return self.weight * jnp.array([10 - 9 * action[0], action[0]])
+
+    for aggregate, best in [("min", 1.0), ("mean", 0.0)]:
+        state, settings = trained(aggregate=aggregate)
+        state = state._replace(target_policy=Offset(ZERO), target_critic=Two(ONE))
+        assert sorl.actor(state, config=settings, n=3)(None, jnp.array([[0.0], [1.0], [2.0]])) == best
+
+
+# ------------------------------------------------------------------- an update is made of its losses
+
+
+def test_an_update_is_a_gradient_step_of_each_loss():
+    """By hand: the critic first, the policy against the new critic, then the averages."""
+    rng = np.random.default_rng(0)
+    policy_key, critic_key, key = jax.random.split(jax.random.key(0), 3)
+    draw = lambda *shape: jnp.asarray(rng.uniform(-1, 1, shape))
+    data = Transition(draw(4, 3), draw(4, 2), draw(4), jnp.ones(4), draw(4, 3))
+    policy = nn.ShortcutPolicy(3, 2, width=8, depth=1, key=policy_key)
+    critic = nn.EnsembleCritic(3, 2, width=8, depth=1, condition_on_k=True, key=critic_key)
+    settings = sorl.Config(num_steps=4, max_jumps=2, tau=0.25)
+    optimizers = sorl.Networks(optax.adam(0.1), optax.sgd(0.2))
+    start = sorl.init((policy, critic), config=settings, optimizers=optimizers)
+    end, info = update(start, data, config=settings, optimizers=optimizers, key=key)
+
+    draws = sorl.draw(key, data, config=settings)
+    options = data, draws._replace(td_k=int(draws.td_k), q_k=int(draws.q_k))
+    grads, q = jax.grad(partial(sorl.critic_loss, config=settings), has_aux=True)(critic, start, *options)
+    critic = optax.apply_updates(critic, optax.sgd(0.2).update(grads, optax.sgd(0.2).init(critic))[0])
+    state = start._replace(critic=critic)
+    grads, terms = jax.grad(partial(sorl.policy_loss, config=settings), has_aux=True)(policy, state, *options)
+    policy = optax.apply_updates(policy, optax.adam(0.1).update(grads, optax.adam(0.1).init(policy))[0])
+    target = optax.incremental_update((policy, critic), start[2:4], 0.25)
+    for ours, right in [(end[:2], (policy, critic)), (end[2:4], target), (info[1:5], (q, *terms))]:
+        for leaf, exact in zip(jax.tree.leaves(ours), jax.tree.leaves(right), strict=True):
+            np.testing.assert_allclose(leaf, exact, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "k"), [("td_k", 3), ("q_k", 4), ("td_k", 0), ("q_k", 1.0)])
+def test_jumps_that_are_not_trained_are_refused(name, k):
+    state = sorl.init((Scales(ONE), Reads(ONE)), config=config(max_jumps=2), optimizers=(STILL, STILL))
+    draws = sorl.draw(KEYS[0], batch(), config=config(max_jumps=2))._replace(**{name: k})
+    loss, network = (sorl.critic_loss, state.critic) if name == "td_k" else (sorl.policy_loss, state.policy)
+    with pytest.raises(ValueError, match=rf"`draws.{name}` must be one of 1, 2, got {k}"):
+        loss(network, state, batch(), draws, config=config(max_jumps=2))
+
+
+def test_a_given_number_of_jumps_is_the_one_that_is_taken():
+    settings = config(num_steps=8, max_jumps=8, condition_critic_on_k=True)
+    state = sorl.init((Scales(ZERO), Counts(ONE)), config=settings, optimizers=(STILL, STILL))
+    draws = sorl.draw(KEYS[0], batch(), config=settings)
+    for k in (1, 4, np.int64(8), jnp.asarray(2)):
+        options = state, batch(), draws._replace(td_k=k, q_k=k)
+        assert sorl.critic_loss(state.critic, *options, config=settings)[1] == k
+        assert sorl.policy_loss(state.policy, *options, config=settings)[1][0] == -k

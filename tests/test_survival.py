@@ -1,4 +1,4 @@
-"""A run of the example that dies loses nothing: killed, or out of disk, it ends as if nothing had happened."""
+"""A run of the example that is killed, or that runs out of disk, resumes and ends like one that was not interrupted."""
 
 import json
 import os
@@ -7,9 +7,7 @@ import struct
 import sys
 import time
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from running import TRAIN, finish, start
 from tensorboardX.proto.event_pb2 import Event
@@ -20,7 +18,7 @@ def rows(path):
 
 
 def board(folder):
-    """What TensorBoard shows: (step, name, value)."""
+    """What TensorBoard shows: step, name and value."""
     (path,) = folder.glob("events*")
     content, at, shown = path.read_bytes(), 0, []
     while at < len(content):  # length (8 bytes), its checksum (4), the event, its checksum (4)
@@ -37,16 +35,15 @@ def assert_same(one, other):
     assert rows(one / "table.jsonl") == rows(other / "table.jsonl")
     assert board(one / "tensorboard") == board(other / "tensorboard")
     assert len(board(one / "tensorboard")) == 15 * 7
-    first, second = (
-        ocp.CheckpointManager(folder / "checkpoints").restore(150, args=ocp.args.StandardRestore())
-        for folder in (one, other)
-    )
-    jax.tree.map(np.testing.assert_array_equal, first, second)
-    assert len(jax.tree.leaves(first)) > 20
+    first, second = (dict(np.load(folder / "checkpoints" / "150" / "state.npz")) for folder in (one, other))
+    assert first.keys() == second.keys()
+    assert len(first) > 20
+    for name, array in first.items():
+        np.testing.assert_array_equal(array, second[name], err_msg=name)
 
 
 def kill_at_random(home, out, rng):
-    """While a checkpoint is being written or just was, or anywhere; whether it came to it."""
+    """Kill a run while it writes a checkpoint, just after, or at any time. Returns whether it was still alive."""
     process = start(home, *TRAIN, "--out", out, start_new_session=True)
     checkpoints = out / "checkpoints"
     before = set(checkpoints.glob("*"))
@@ -70,7 +67,7 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(kills, home, trained_run):
         out = home / f"{kills}-kills-{runs}"
         trained = (out / "checkpoints" / "150").exists()
         killed += kill_at_random(home, out, rng)
-        if trained or killed == kills:  # and perhaps killed in its evaluation
+        if trained or killed == kills:  # perhaps killed in its evaluation
             finish(start(home, *TRAIN, "--out", out))
             assert_same(out, trained_run)
             runs += 1
@@ -93,7 +90,7 @@ def test_out_of_disk(home, trained_run):
     assert process.returncode == 1
     assert "Traceback" not in said
     assert "File too large" in said
-    assert "the same command goes on" in said
+    assert "the same command resumes" in said
     finish(start(home, *TRAIN, "--out", out))
     assert_same(out, trained_run)
 
@@ -102,5 +99,5 @@ def test_other_settings_are_refused(home, trained_run):
     process = start(home, *TRAIN, "--out", trained_run, "--q-weight", "7")
     said = process.communicate(timeout=300)[1]
     assert process.returncode == 1
-    assert "holds a run with {'q_weight': 10.0}, not {'q_weight': 7.0}: choose another `out`" in said
+    assert "holds a run with {'config.q_weight': 10.0}, not {'config.q_weight': 7.0}. Choose another folder" in said
     assert "Traceback" not in said

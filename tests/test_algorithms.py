@@ -1,0 +1,492 @@
+"""The contract of every algorithm; an algorithm that is added is found by its file and tested without edits here."""
+
+import dataclasses
+import functools
+import inspect
+import json
+import pickle
+from functools import partial
+from typing import Literal, get_args, get_origin
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.contrib
+import pytest
+from algorithms import (
+    ACTION,
+    BATCH,
+    KEY,
+    MODULES,
+    draws,
+    every_algorithm,
+    is_own,
+    learner,
+    losses,
+    name_of,
+    networks,
+    optimizers,
+    own_networks,
+    small,
+    start,
+    transitions,
+)
+
+from shortcutrl import algorithms
+
+SHARED = {"sorl": {"jumps_key": jax.random.key(9)}}
+"""Draws that the agents of one `vmap` share, so that a switch stays one."""
+
+OTHER_NAMES = {"sorl": set()}
+"""Public functions beside those of the contract."""
+
+
+@every_algorithm
+def test_the_fixed_names_are_there(module):
+    functions = {name for name in vars(module) if is_own(module, name) and not name.startswith("_")}
+    contract = {"networks", "init", "draw", "update", "actor"}
+    assert contract <= functions
+    assert functions - contract - OTHER_NAMES.get(name_of(module), set()) == set(losses(module))
+    assert {"policy_loss"} <= set(losses(module))
+    for kind in (module.Networks, module.State, module.Draws, module.Info):
+        assert issubclass(kind, tuple)
+        assert hasattr(kind, "_fields")
+    assert isinstance(module.OPTIMIZERS, module.Networks)
+    assert set(module.Networks._fields) <= set(module.State._fields)
+    assert {f"{name}_opt_state" for name in module.Networks._fields} <= set(module.State._fields)
+
+
+def test_every_file_is_exported():
+    assert {name for name, value in vars(algorithms).items() if inspect.ismodule(value)} == set(MODULES)
+
+
+@every_algorithm
+def test_signatures_are_the_same_everywhere(module):
+    parameters = lambda function: list(inspect.signature(function).parameters.values())
+    positional = lambda function: [p.name for p in parameters(function) if p.kind == p.POSITIONAL_OR_KEYWORD]
+    required = lambda function: {p.name for p in parameters(function) if p.default is p.empty}
+    assert positional(module.networks) == ["example"]
+    assert positional(module.init) == ["networks"]
+    assert positional(module.draw) == ["key", "batch"]
+    assert positional(module.update) == ["state", "batch"]
+    assert positional(module.actor) == ["state"]
+    assert required(module.networks) == {"example", "key"}
+    assert required(module.init) == {"networks", "config", "optimizers"}
+    assert required(module.update) == {"state", "batch", "config", "optimizers", "key"}
+    assert required(module.actor) == {"state", "config"}
+    for name in losses(module):
+        assert positional(getattr(module, name))[1:] == ["state", "batch", "draws"]
+        assert required(getattr(module, name)) == {*positional(getattr(module, name)), "config"}
+
+
+# ----------------------------------------------------------------------- the hyperparameters
+
+PUBLISHED = {
+    "sorl": {
+        "num_steps": 8,
+        "max_jumps": 8,
+        "discount": 0.99,
+        "aggregate": "mean",
+        "flow_matching_weight": 10.0,
+        "self_consistency_weight": 10.0,
+        "q_weight": 100.0,
+        "normalize_q": True,
+        "condition_critic_on_k": True,
+        "tau": 0.005,
+        "clip": (-1.0, 1.0),
+        "remat": False,
+    },
+    "fql": {
+        "alpha": 10.0,
+        "flow_steps": 10,
+        "discount": 0.99,
+        "aggregate": "mean",
+        "normalize_q": False,
+        "tau": 0.005,
+        "clip": (-1.0, 1.0),
+    },
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_defaults_are_the_published_ones(name):
+    assert dataclasses.asdict(MODULES[name].Config()) == PUBLISHED[name]
+
+
+@every_algorithm
+def test_published_networks_are_wide_and_deep(module):
+    defaults = {name: p.default for name, p in inspect.signature(module.networks).parameters.items()}
+    assert (defaults["width"], defaults["depth"]) == (512, 4)
+
+
+@pytest.mark.parametrize(("name", "rate"), [("sorl", 1e-4), ("fql", 3e-4)])
+def test_the_published_optimizers_step_by_their_learning_rate(name, rate):
+    for optimizer in MODULES[name].OPTIMIZERS:
+        updates, _ = optimizer.update(jnp.array([3.0, -4e5]), optimizer.init(jnp.zeros(2)), jnp.zeros(2))
+        np.testing.assert_allclose(updates, [-rate, rate], rtol=1e-2)
+
+
+def numpy_like(value):
+    """The same value as NumPy gives it."""
+    if isinstance(value, bool) or value is None or isinstance(value, str):
+        return value
+    if isinstance(value, tuple):
+        return [np.float64(each) for each in value]
+    return np.int64(value) if isinstance(value, int) else np.float64(value)
+
+
+@every_algorithm
+def test_a_config_is_plain_data(module):
+    config = small(module)
+    fields = dataclasses.asdict(config)
+    assert module.Config(**json.loads(json.dumps(fields))) == config
+    assert pickle.loads(pickle.dumps(config)) == config
+    assert hash(dataclasses.replace(config)) == hash(config)
+    assert {config: 1}[dataclasses.replace(config)] == 1
+    as_numpy = module.Config(**{name: numpy_like(value) for name, value in fields.items()})
+    assert as_numpy == config
+    assert hash(as_numpy) == hash(config)
+    for name, value in dataclasses.asdict(as_numpy).items():
+        assert type(value) is type(fields[name])
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.clip = None
+
+
+BAD = {
+    "text": "3",
+    "None": None,
+    "NaN": float("nan"),
+    "infinity": float("inf"),
+    "a list": [1.0],
+    "an array": np.ones(2),
+    "complex": 1j,
+}
+NOT_A_FIELD_VALUE = {
+    bool: {"an integer": 1, "text": "yes", "None": None},
+    int: BAD | {"zero": 0, "negative": -1, "a float": 2.0, "a flag": True},
+    float: BAD | {"negative": -0.5, "a flag": True},
+    str: {"an unknown name": "no such name", "a number": 3, "None": None},
+    tuple: {
+        "upside down": (1.0, -1.0),
+        "empty": (1.0, 1.0),
+        "one number": 1.0,
+        "three": (-1.0, 0.0, 1.0),
+        "text": ("a", "b"),
+        "NaN": (float("nan"), 1.0),
+    },
+}
+CASES = [
+    pytest.param(module, field.name, bad, id=f"{name}-{field.name}-{kind}")
+    for name, module in MODULES.items()
+    for field in dataclasses.fields(module.Config)
+    for kind, bad in NOT_A_FIELD_VALUE[type(field.default)].items()
+]
+
+
+@pytest.mark.parametrize(("module", "name", "bad"), CASES)
+def test_a_config_is_validated(module, name, bad):
+    with pytest.raises((ValueError, TypeError)) as error:
+        module.Config(**{name: bad})
+    first = str(error.value).splitlines()[0]
+    assert f"`{name}`" in first, first
+    assert len(first) < 300, first
+
+
+@every_algorithm
+def test_an_unknown_field_is_named(module):
+    with pytest.raises(TypeError, match="nonsense"):
+        module.Config(nonsense=1)
+
+
+@every_algorithm
+def test_every_name_is_accepted(module):
+    for field in dataclasses.fields(module.Config):
+        if get_origin(field.type) is Literal:
+            for name in get_args(field.type):
+                assert getattr(module.Config(**{field.name: name}), field.name) == name
+
+
+# -------------------------------------------------------------------------------- the update
+
+
+def assert_finite(tree):
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        if jnp.issubdtype(leaf.dtype, jnp.inexact):
+            assert jnp.isfinite(leaf).all(), jax.tree_util.keystr(path)
+
+
+def assert_close(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-8)
+
+
+def differs(a, b):
+    return any(bool(jnp.any(x != y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+@functools.cache
+def compiled(module):
+    """The update of the published networks, small, with shared draws where there are such."""
+    options = {"config": small(module), "optimizers": optimizers(module), **SHARED.get(name_of(module), {})}
+    return jax.jit(partial(module.update, **options))
+
+
+@every_algorithm
+def test_an_update_is_finite_and_a_loop_compiles_once(module):
+    """Its state is like the one before, down to weak types; every network and every average moves."""
+    first = state = start(module)
+    for seed in range(3):
+        state, info = compiled(module)(state, transitions(seed), key=jax.random.key(seed))
+        assert_finite((state, info))
+        assert all(leaf.shape == () for leaf in jax.tree.leaves(info))
+    assert compiled(module)._cache_size() == 1
+    for name in module.State._fields:
+        if not name.endswith("opt_state"):
+            assert differs(getattr(first, name), getattr(state, name)), f"{name} stands still"
+
+
+@every_algorithm
+def test_agents_under_vmap_are_the_loop(module):
+    keys = jax.random.split(jax.random.key(1), 3)
+    states = [start(module, key) for key in keys]
+    together = jax.vmap(lambda state, key: compiled(module)(state, transitions(), key=key))
+    outputs = together(jax.tree.map(lambda *leaves: jnp.stack(leaves), *states), keys)
+    for i, (state, key) in enumerate(zip(states, keys, strict=True)):
+        alone = compiled(module)(state, transitions(), key=key)
+        assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], outputs), alone)
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_agents_that_share_a_draw_keep_the_switch(name):
+    """Otherwise each agent computes every branch."""
+    module = MODULES[name]
+    keys = jax.random.split(jax.random.key(1), 2)
+    states = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), start(module))
+
+    def program(**options):
+        step = partial(module.update, config=small(module), optimizers=optimizers(module), **options)
+        return str(jax.make_jaxpr(jax.vmap(lambda state, key: step(state, transitions(), key=key)))(states, keys))
+
+    assert " cond[" in program(**SHARED[name])
+    assert " cond[" not in program()
+
+
+@every_algorithm
+def test_the_draws_depend_on_the_key_alone(module):
+    config = small(module)
+    one, same, other = (draws(module, jax.random.key(seed), transitions(), config) for seed in (0, 0, 1))
+    assert eqx.tree_equal(one, same)
+    floats = lambda tree: [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(jnp.asarray(leaf).dtype, float)]
+    assert all(differs(a, b) for a, b in zip(floats(one), floats(other), strict=True))
+
+
+LOSSES = [
+    pytest.param(module, loss, id=f"{name}-{loss}") for name, module in MODULES.items() for loss in losses(module)
+]
+
+
+@pytest.mark.parametrize(("module", "loss"), LOSSES)
+def test_a_loss_trains_its_own_networks_alone(module, loss):
+    """Its gradient with respect to the state is zero, even where the state holds the networks that learn."""
+    config, state = small(module), start(module)
+    others = {name: value for name, value in state._asdict().items() if not name.endswith("opt_state")}
+
+    @eqx.filter_jit
+    @eqx.filter_grad
+    def gradients(args, batch, drawn):
+        network, others = args
+        return getattr(module, loss)(network, state._replace(**others), batch, drawn, config=config)[0]
+
+    drawn = draws(module, KEY, transitions(), config)
+    own, of_state = gradients((learner(module, loss, state), others), transitions(), drawn)
+    assert all(jnp.any(leaf != 0) for leaf in jax.tree.leaves(own))
+    for name, grads in of_state.items():
+        assert all(jnp.all(leaf == 0) for leaf in jax.tree.leaves(grads)), f"gradient reached `state.{name}`"
+
+
+# ------------------------------------------------------------------- memory that is not shared
+
+OPTIMIZERS = {
+    "adam": optax.adam(1e-2),
+    "prodigy": optax.contrib.prodigy(),
+    "dog": optax.contrib.dog(),
+    "cocob": optax.contrib.cocob(),
+}
+"""The last three keep the parameters they started from in their state."""
+
+
+def buffers(tree):
+    return [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(tree) if eqx.is_array(leaf) and leaf.size]
+
+
+@every_algorithm
+def test_a_state_shares_no_memory(module):
+    """Neither with the user's networks nor within itself: what shares memory cannot be donated."""
+    mine = networks(module)
+    for optimizer in OPTIMIZERS.values():
+        state = module.init(mine, config=small(module), optimizers=optimizers(module, optimizer))
+        assert len({*buffers(mine), *buffers(state)}) == len(buffers(mine)) + len(buffers(state))
+
+
+@pytest.mark.parametrize("optimizer", ["prodigy", "dog", "cocob"])
+def test_a_donated_state_leaves_the_users_networks(optimizer):
+    module, group = MODULES["sorl"], optimizers(MODULES["sorl"], OPTIMIZERS[optimizer])
+    mine = networks(module, jax.random.key(1))
+    state = module.init(mine, config=small(module, max_jumps=1), optimizers=group)
+    step = partial(module.update, config=small(module, max_jumps=1), optimizers=group)
+    state, info = jax.jit(step, donate_argnums=0)(state, transitions(), key=KEY)
+    assert_finite((state, info, mine))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(mine))
+
+
+# --------------------------------------------------------------------- networks and optimizers
+
+
+def frozen_in_attention(params):
+    name = lambda path: "frozen" if ".attention" in jax.tree_util.keystr(path) else "trained"
+    return jax.tree_util.tree_map_with_path(lambda path, _: name(path), params)
+
+
+def in_attention(params):
+    return jax.tree.map(lambda label: label == "frozen", frozen_in_attention(params))
+
+
+FREEZING = {
+    "multi_transform": optax.multi_transform(
+        {"trained": optax.adam(0.1), "frozen": optax.set_to_zero()}, frozen_in_attention
+    ),
+    "masked": optax.chain(optax.adam(0.1), optax.masked(optax.set_to_zero(), in_attention)),
+}
+
+
+@every_algorithm
+def test_networks_of_equinox_with_frozen_parts(module):
+    """Activation functions and flags are leaves of these networks; their attention is frozen."""
+    mine, (frozen, *others) = own_networks(module), module.Networks._fields
+    group = optimizers(module, FREEZING["masked"])._replace(**{frozen: FREEZING["multi_transform"]})
+    first = state = module.init(mine, config=small(module), optimizers=group)
+    step = jax.jit(partial(module.update, config=small(module), optimizers=group))
+    for seed in range(2):
+        state, info = step(state, transitions(seed), key=jax.random.key(seed))
+    assert_finite((state, info))
+    assert step._cache_size() == 1
+    attention = len(jax.tree.leaves(eqx.filter(mine[0].attention, eqx.is_array)))
+    for name in (frozen, *others):
+        before, after = (jax.tree.leaves(getattr(each, name)) for each in (first, state))
+        assert all(jnp.array_equal(*pair) for pair in zip(before[:attention], after[:attention], strict=True))
+        assert all(differs(*pair) for pair in zip(before[attention:], after[attention:], strict=True))
+
+
+@every_algorithm
+def test_a_network_keeps_its_form_for_the_optimizer(module):
+    """An optimizer sees the user's own tree, in which parts have names."""
+    seen = []
+
+    def look(params):
+        seen.append([jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(params)])
+        return optax.adam(0.1).init(params)
+
+    optimizer = optax.GradientTransformation(look, optax.adam(0.1).update)
+    module.init(own_networks(module), config=small(module), optimizers=optimizers(module, optimizer))
+    assert all(".mlp.layers[0].weight" in paths for paths in seen)
+
+
+UNSUPPORTED = {
+    "lookahead": optax.lookahead(optax.sgd(0.1), 5, 0.5),
+    "lbfgs": optax.lbfgs(),
+    "reduce_on_plateau": optax.chain(optax.adam(0.1), optax.contrib.reduce_on_plateau()),
+}
+
+
+@every_algorithm
+def test_an_optimizer_that_needs_more_than_gradients_is_refused(module):
+    name = module.Networks._fields[-1]
+    for optimizer in UNSUPPORTED.values():
+        group = optimizers(module)._replace(**{name: optimizer})
+        with pytest.raises(ValueError, match=rf"`optimizers\.{name}` is not supported") as error:
+            module.init(networks(module), config=small(module), optimizers=group)
+        assert all(kind in str(error.value) for kind in UNSUPPORTED)
+
+
+@every_algorithm
+def test_a_state_of_another_optimizer_is_refused(module):
+    state = start(module)
+    for name in module.Networks._fields:
+        group = optimizers(module)._replace(**{name: optax.sgd(0.1)})
+        with pytest.raises(ValueError, match=rf"`state\.{name}_opt_state` belongs to another optimizer"):
+            jax.eval_shape(
+                partial(module.update, config=small(module), optimizers=group), state, transitions(), key=KEY
+            )
+
+
+NOT_OPTIMIZERS = {
+    "one": optax.adam(0.1),
+    "None": None,
+    "a name": "adam",
+    "nine": [optax.adam(0.1)] * 9,
+    "a function": optax.adam,
+    "functions": [optax.adam] * 4,
+}
+
+
+@every_algorithm
+def test_one_optimizer_for_each_network(module):
+    state = start(module)
+    for bad in NOT_OPTIMIZERS.values():
+        for call in (
+            lambda bad: module.init(networks(module), config=small(module), optimizers=bad),
+            lambda bad: module.update(state, transitions(), config=small(module), optimizers=bad, key=KEY),
+        ):
+            with pytest.raises(TypeError, match=r"`optimizers(\.\w+)?` must be"):
+                call(bad)
+
+
+@every_algorithm
+def test_parameters_of_few_digits_are_refused(module):
+    """In bfloat16 an average that moves by 0.5% stands still."""
+    half = lambda network: jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), network)
+    for name in module.Networks._fields:
+        mine = networks(module)
+        mine = mine._replace(**{name: half(getattr(mine, name))})
+        with pytest.raises(ValueError, match=rf"`networks\.{name}` has parameters of bfloat16.*float32"):
+            module.init(mine, config=small(module), optimizers=optimizers(module))
+
+
+@every_algorithm
+def test_what_cannot_be_trained_is_refused(module):
+    for name in module.Networks._fields:
+        for bad in (None, 3, jnp.ones(2), lambda *args: args[0], "policy"):
+            mine = networks(module)._replace(**{name: bad})
+            with pytest.raises((TypeError, ValueError), match=rf"`networks\.{name}`"):
+                module.init(mine, config=small(module), optimizers=optimizers(module))
+
+
+BAD_BATCHES = {
+    "empty": lambda batch: jax.tree.map(lambda leaf: leaf[:0], batch),
+    "one transition": lambda batch: jax.tree.map(lambda leaf: leaf[0], batch),
+    "another length": lambda batch: batch._replace(reward=jnp.ones(3)),
+    "rewards in a column": lambda batch: batch._replace(reward=jnp.ones((BATCH, 1))),
+    "a mask in a column": lambda batch: batch._replace(mask=jnp.ones((BATCH, 1))),
+    "integer actions": lambda batch: batch._replace(action=jnp.zeros((BATCH, ACTION), int)),
+    "actions with an axis too many": lambda batch: batch._replace(action=jnp.zeros((BATCH, 1, ACTION))),
+    "actions with an axis too few": lambda batch: batch._replace(action=jnp.zeros(BATCH)),
+    "text": lambda batch: batch._replace(reward=np.array(["1"] * BATCH)),
+    "dates": lambda batch: batch._replace(mask=np.array(["2020-01-01"] * BATCH, "datetime64[D]")),
+    "objects": lambda batch: batch._replace(action=np.full((BATCH, ACTION), None)),
+    "complex": lambda batch: batch._replace(reward=jnp.ones(BATCH) * 1j),
+    "a list": lambda batch: batch._replace(action=[[0.0] * ACTION] * BATCH),
+    "no rewards": lambda batch: batch._replace(reward=None),
+    "masked": lambda batch: batch._replace(reward=np.ma.masked_array(np.ones(BATCH), [True] + [False] * (BATCH - 1))),
+}
+
+
+@every_algorithm
+@pytest.mark.parametrize("spoil", BAD_BATCHES.values(), ids=BAD_BATCHES)
+def test_a_bad_batch_is_refused(module, spoil):
+    with pytest.raises((ValueError, TypeError)) as error:
+        module.update(start(module), spoil(transitions()), config=small(module), optimizers=optimizers(module), key=KEY)
+    first = str(error.value).splitlines()[0]
+    assert "`batch" in first or "`transition" in first, first
+    assert len(first) < 300, first

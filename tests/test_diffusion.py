@@ -1,0 +1,759 @@
+"""Diffusion and consistency models: for Gaussian data the law of each is known, and a wrong one is caught."""
+
+import itertools
+from functools import partial
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from assertions import assert_caught, assert_to_rounding, each, seeds
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shortcutrl import (
+    consistency_function,
+    consistency_loss,
+    consistency_sample,
+    ddpm_sample,
+    denoising_loss,
+    diffuse,
+    nn,
+    noise_level,
+    score_distillation_loss,
+    vp_schedule,
+)
+
+SEED, SIZE = 3, 2
+times = st.floats(0.01, 1)
+rates = st.tuples(st.floats(0, 1), st.floats(1, 20))
+dtypes = st.sampled_from(["float32", "float64"])
+same = lambda x: x
+
+
+class Data(NamedTuple):
+    """N(mean, std²), each dimension on its own, and what diffusion makes of it."""
+
+    mean: np.ndarray
+    std: np.ndarray
+
+    @staticmethod
+    def random(rng):
+        return Data(rng.normal(size=SIZE), rng.uniform(0.2, 1.5, SIZE))
+
+    def denoiser(self, schedule):
+        """E[z | x_t]: with a = mean + std y, x_t is Gaussian of mean √ᾱ mean and variance ᾱ std² + 1 - ᾱ."""
+
+        def predict(obs, x, t):
+            signal = jnp.exp(schedule(t))
+            spread = signal * self.std**2 + 1 - signal
+            return jnp.sqrt(1 - signal) * (x - jnp.sqrt(signal) * self.mean) / spread
+
+        return predict
+
+    def consistent(self, obs, x, level):
+        """Where the probability flow of noise levels, dx/dσ = σ (x - mean) / (std² + σ²), leads at the level 0.002."""
+        ratio = (self.std**2 + 0.002**2) / (self.std**2 + level**2)
+        return self.mean + jnp.sqrt(ratio) * (x - self.mean)
+
+    def exactly(self):
+        """Pairs (action, noise) and weights that have the moments of the data and the noise up to the second."""
+        points = np.concatenate([np.eye(2 * SIZE), -np.eye(2 * SIZE)]) * np.sqrt(2 * SIZE)
+        return self.mean + self.std * points[:, :SIZE], points[:, SIZE:]
+
+
+def jitted(function, *args):
+    return jax.jit(function)(*args)
+
+
+def close(got, expected, size, *, slack=1.0):
+    """As expected, up to a few rounding errors of numbers of this size, in the dtype of what was computed."""
+    error = jnp.asarray(got, jnp.float64) - expected
+    assert_to_rounding(error.astype(got.dtype), size, slack=slack)
+
+
+# ------------------------------------------------------------------------------------- the schedule
+
+
+@given(t=times, rates=rates, dtype=dtypes)
+def test_the_schedule_is_the_integral_of_its_rate(t, rates, dtype):
+    low, high = rates
+    nodes, weights = np.polynomial.legendre.leggauss(8)
+    rate = low + (high - low) * t * (nodes + 1) / 2
+    expected = -np.sum(weights * rate) * t / 2
+    got = vp_schedule(jnp.asarray(t, dtype), beta_min=low, beta_max=high)
+    assert got.dtype == dtype
+    close(got, expected, 20)
+
+
+@pytest.mark.parametrize("steps", [1, 5, 50])
+def test_the_schedule_of_idql(steps):
+    """The product of 1 - β_i, where β_i = 1 - exp(-0.1 / T - 9.9 (2 i - 1) / (2 T²))."""
+    i = np.arange(1, steps + 1)
+    betas = 1 - np.exp(-0.1 / steps - 0.5 * (10 - 0.1) * (2 * i - 1) / steps**2)
+    schedule = partial(vp_schedule, beta_max=10.0)
+    np.testing.assert_allclose(np.exp(jax.vmap(schedule)(i / steps)), np.cumprod(1 - betas), rtol=1e-10)
+
+
+def test_the_schedule_of_srpo():
+    t = np.linspace(0.02, 0.98, 7)
+    log_mean = -0.25 * t**2 * (20 - 0.1) - 0.5 * t * 0.1
+    np.testing.assert_allclose(np.exp(jax.vmap(vp_schedule)(t) / 2), np.exp(log_mean), rtol=1e-12)
+
+
+# ------------------------------------------------------------------------------------- the marginal
+
+
+def assert_marginal(diffuse, seed, t, rates, dtype="float64", *, slack=1.0):
+    """The mean and the variance of x_t."""
+    schedule = partial(vp_schedule, beta_min=rates[0], beta_max=rates[1])
+    rng = np.random.default_rng(seed)
+    data = Data.random(rng)
+    action, noise = data.exactly()
+    arrays = (jnp.asarray(a, dtype) for a in (action, noise, t))
+    x = jax.vmap(partial(diffuse, schedule=schedule), in_axes=(0, 0, None))(*arrays)
+    signal = np.exp(-(rates[0] + (rates[1] - rates[0]) * t / 2) * t)
+    assert x.dtype == dtype
+    close(x.mean(axis=0), np.sqrt(signal) * data.mean, 10, slack=slack)
+    close(x.var(axis=0), signal * data.std**2 + 1 - signal, 30, slack=slack)
+
+
+@given(seed=seeds, t=times, rates=rates, dtype=dtypes)
+def test_the_marginal(seed, t, rates, dtype):
+    assert_marginal(diffuse, seed, t, rates, dtype)
+
+
+def another_diffuse(signal_power=0.5, noise_power=0.5, shift=0.0, keep=lambda signal: 1 - signal):
+    def diffuse(action, noise, t, *, schedule):
+        signal = jnp.exp(schedule(jnp.maximum(t - shift, 0)))
+        return signal**signal_power * action + keep(signal) ** noise_power * noise
+
+    return diffuse
+
+
+def test_the_copy_of_diffuse_is_right():
+    assert_marginal(another_diffuse(), SEED, 0.4, (0.1, 10.0))
+
+
+WRONG_DIFFUSE = {
+    "no root of the signal": another_diffuse(signal_power=1.0),
+    "no root of the noise": another_diffuse(noise_power=1.0),
+    "a step early": another_diffuse(shift=0.1),
+    "signal and noise exchanged": another_diffuse(keep=same),
+}
+
+
+@each(WRONG_DIFFUSE)
+def test_a_wrong_marginal_is_caught(mutant):
+    assert_caught(assert_marginal, mutant, SEED, 0.4, (0.1, 10.0))
+
+
+def test_the_ends_of_the_diffusion():
+    action, noise = jnp.array([0.5, -2.0]), jnp.array([1.0, 3.0])
+    np.testing.assert_array_equal(diffuse(action, noise, 0.0, schedule=vp_schedule), action)
+    np.testing.assert_allclose(diffuse(action, noise, 1.0, schedule=vp_schedule), noise, atol=0.02)
+
+
+# ------------------------------------------------------------------------------------- denoising
+
+
+class Affine(eqx.Module):
+    """ε(x) = slope x + shift: the exact denoiser at one time is one of these."""
+
+    slope: jax.Array
+    shift: jax.Array
+
+    def __call__(self, obs, x, t):
+        return self.slope * x + self.shift
+
+
+def exact_at(data, t, schedule):
+    zero, one = np.zeros(SIZE), np.ones(SIZE)
+    predict = data.denoiser(schedule)
+    shift = predict(None, zero, t)
+    return Affine(predict(None, one, t) - shift, shift)
+
+
+def assert_minimum(loss, seed, t, *, slack=1.0):
+    """Over the data and the noise, the expected loss has its minimum at the exact denoiser, and is what is left there.
+
+    What is left is Var[z | x_t] = ᾱ std² / (ᾱ std² + 1 - ᾱ).
+    """
+    rng = np.random.default_rng(seed)
+    data, schedule = Data.random(rng), partial(vp_schedule, beta_max=10.0)
+    action, noise = map(jnp.asarray, data.exactly())
+
+    def expected(denoiser):
+        of = partial(loss, denoiser, None, schedule=schedule)
+        return jax.vmap(of, in_axes=(0, 0, None))(action, noise, t).mean()
+
+    value, grad = jitted(jax.value_and_grad(expected), exact_at(data, t, schedule))
+    signal = np.exp(schedule(t))
+    left = signal * data.std**2 / (signal * data.std**2 + 1 - signal)
+    close(value, left.mean(), 1000, slack=slack)
+    for leaf in jax.tree.leaves(grad):
+        close(leaf, 0, 1000, slack=slack)
+
+
+@given(seed=seeds, t=times)
+def test_the_exact_denoiser_minimises_the_loss(seed, t):
+    assert_minimum(denoising_loss, seed, t)
+
+
+def another_denoising_loss(diffuse=diffuse, target=lambda action, noise: noise, reduce=jnp.mean):
+    def loss(denoiser, obs, action, noise, t, *, schedule):
+        x = diffuse(action, noise, t, schedule=schedule)
+        return reduce(jnp.square(denoiser(obs, x, t) - target(action, noise)))
+
+    return loss
+
+
+def test_the_copy_of_the_denoising_loss_is_right():
+    assert_minimum(another_denoising_loss(), SEED, 0.4)
+
+
+WRONG_DENOISING = {
+    "predicts the action": another_denoising_loss(target=lambda action, noise: action),
+    "wrong sign": another_denoising_loss(target=lambda action, noise: -noise),
+    "a sum over the dimensions": another_denoising_loss(reduce=jnp.sum),
+} | {f"wrong marginal: {name}": another_denoising_loss(diffuse=wrong) for name, wrong in WRONG_DIFFUSE.items()}
+
+
+@each(WRONG_DENOISING)
+def test_a_wrong_denoising_loss_is_caught(mutant):
+    assert_caught(assert_minimum, mutant, SEED, 0.4)
+
+
+def test_the_exact_denoiser_is_the_score():
+    """-√(1 - ᾱ) times the gradient of the log density of x_t."""
+    data, t = Data.random(np.random.default_rng(SEED)), 0.3
+    signal = jnp.exp(vp_schedule(t))
+
+    def log_density(x):
+        spread = signal * data.std**2 + 1 - signal
+        return -(jnp.square(x - jnp.sqrt(signal) * data.mean) / spread).sum() / 2
+
+    x = jnp.array([0.3, -1.2])
+    score = -jnp.sqrt(1 - signal) * jax.grad(log_density)(x)
+    np.testing.assert_allclose(data.denoiser(vp_schedule)(None, x, t), score, rtol=1e-12)
+
+
+# ------------------------------------------------------------------------------------- score distillation
+
+
+def assert_distillation(loss, seed, t, *, slack=1.0):
+    """The gradient is (1 - ᾱ) (ε(x_t) - z); over the noise it is that of the known mean; none reaches the denoiser."""
+    rng = np.random.default_rng(seed)
+    data, action, noise = Data.random(rng), rng.normal(size=SIZE), rng.normal(size=SIZE)
+    exact, signal = exact_at(data, t, vp_schedule), np.exp(vp_schedule(t))
+    of = lambda denoiser, action, noise: loss(denoiser, None, action, noise, t, schedule=vp_schedule)
+    gradient = jax.jit(jax.grad(of, argnums=(0, 1)))
+    into, got = gradient(exact, jnp.asarray(action), jnp.asarray(noise))
+    x = np.sqrt(signal) * action + np.sqrt(1 - signal) * noise
+    predicted = exact.slope * x + exact.shift
+    close(got, (1 - signal) * (predicted - noise), 1000, slack=slack)
+    both = (gradient(exact, jnp.asarray(action), z)[1] for z in jnp.stack([noise, -noise]))
+    spread = signal * data.std**2 + 1 - signal
+    mean = (1 - signal) * np.sqrt(1 - signal) * np.sqrt(signal) * (action - data.mean) / spread
+    close(sum(both) / 2, mean, 1000, slack=slack)
+    for leaf in jax.tree.leaves(into):
+        close(leaf, 0, 1.0, slack=slack)
+
+
+@given(seed=seeds, t=times)
+def test_score_distillation(seed, t):
+    assert_distillation(score_distillation_loss, seed, t)
+
+
+def another_distillation(
+    weight=lambda signal: 1 - signal, baseline=same, stop=jax.lax.stop_gradient, sign=1, through=same
+):
+    def loss(denoiser, obs, action, noise, t, *, schedule):
+        signal = jnp.exp(schedule(t))
+        predicted = through(denoiser(obs, diffuse(action, noise, t, schedule=schedule), t))
+        return sign * jnp.sum(stop(weight(signal) * (predicted - baseline(noise))) * action)
+
+    return loss
+
+
+def test_the_copy_of_score_distillation_is_right():
+    assert_distillation(another_distillation(), SEED, 0.4)
+
+
+WRONG_DISTILLATION = {
+    "no weight": another_distillation(weight=lambda signal: 1),
+    "the signal's weight": another_distillation(weight=same),
+    "the root of the weight": another_distillation(weight=lambda signal: jnp.sqrt(1 - signal)),
+    "no baseline": another_distillation(baseline=lambda noise: 0),
+    "wrong sign": another_distillation(sign=-1),
+    "a gradient through the denoiser": another_distillation(stop=same),
+}
+
+
+@each(WRONG_DISTILLATION)
+def test_a_wrong_distillation_is_caught(mutant):
+    assert_caught(assert_distillation, mutant, SEED, 0.4)
+
+
+# ------------------------------------------------------------------------------------- ancestral sampling
+
+
+def posterior(x, action, before, after):
+    """The mean and the variance of q(x_s | x_t, a), by Bayes: the prior is q(x_s | a), the likelihood q(x_t | x_s)."""
+    alpha = after / before  # of the signals at s and at t
+    precision = 1 / (1 - before) + alpha / (1 - alpha)
+    mean = (np.sqrt(before) * action / (1 - before) + np.sqrt(alpha) * x / (1 - alpha)) / precision
+    return mean, 1 / precision
+
+
+def assert_step(sample, seed, steps, *, slack=1.0):
+    """From a start, the first of `steps` steps: the posterior's mean at the predicted action, and the variance β."""
+    rng = np.random.default_rng(seed)
+    data, schedule = Data.random(rng), partial(vp_schedule, beta_max=10.0)
+    start, noise = rng.normal(size=(2, SIZE))
+    # The steps after the first are undone: the denoiser of these is linear and known.
+    before, after = np.exp(schedule(1 - 1 / steps)), np.exp(schedule(1.0))
+    predicted = data.denoiser(schedule)(None, start, 1.0)
+    action = (start - np.sqrt(1 - after) * predicted) / np.sqrt(after)
+    mean, variance = posterior(start, action, before, after)
+    beta = 1 - after / before
+    assert variance < beta
+    expected = mean + np.sqrt(beta) * noise
+
+    seen = []
+    exact = data.denoiser(schedule)
+
+    def spy(obs, x, t):
+        seen.append((x, t))
+        return exact(obs, x, t)
+
+    rows = jnp.asarray([start, noise, *np.zeros((steps - 2, SIZE))])
+    sample(spy, None, rows, steps=steps, schedule=schedule)
+    (first, t), (second, s) = seen[:2]
+    close(first, start, 1.0, slack=slack)
+    close(t, 1.0, 1.0, slack=slack)
+    close(second, expected, 1e4, slack=slack)
+    close(s, 1 - 1 / steps, 1.0, slack=slack)
+
+
+@given(seed=seeds, steps=st.integers(2, 8))
+def test_a_step_of_the_sampler(seed, steps):
+    assert_step(ddpm_sample, seed, steps)
+
+
+def assert_distribution(sample, seed, steps, *, slack=1.0):
+    """The mean and the variance of the samples, by recursion: each step is affine in x."""
+    rng = np.random.default_rng(seed)
+    data, schedule = Data.random(rng), partial(vp_schedule, beta_max=10.0)
+    signal = [np.exp(float(schedule(i / steps))) for i in range(steps + 1)]
+    mean, variance = np.zeros(SIZE), np.ones(SIZE)
+    for i in range(steps, 0, -1):
+        alpha = signal[i] / signal[i - 1]
+        slope = np.sqrt(1 - signal[i]) / (signal[i] * data.std**2 + 1 - signal[i])
+        pull = (1 - alpha) / np.sqrt(1 - signal[i])
+        mean = (mean - pull * slope * (mean - np.sqrt(signal[i]) * data.mean)) / np.sqrt(alpha)
+        variance = (1 - pull * slope) ** 2 / alpha * variance + (1 - alpha) * (i > 1)
+
+    sampler = partial(sample, data.denoiser(schedule), None, steps=steps, schedule=schedule)
+    flat = jnp.zeros((steps, SIZE))
+    jacobian = jitted(jax.jacobian(sampler), flat)
+    spread = jnp.einsum("atb,atb->a", jacobian, jacobian)
+    close(jitted(sampler, flat), mean, 1000, slack=slack)
+    close(spread, variance, 1000, slack=slack)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 20])
+@given(seed=seeds)
+def test_the_distribution_of_samples(steps, seed):
+    assert_distribution(ddpm_sample, seed, steps)
+
+
+def another_sampler(variance="beta", shift=0, last=False, root=jnp.sqrt, level=0, scale=-0.5):
+    def sample(denoiser, obs, noise, *, steps, schedule, clip=None):
+        x = noise[0]
+        for i in range(steps, 0, -1):
+            t = jnp.asarray(i / steps)
+            now, before = jnp.exp(schedule(t)), jnp.exp(schedule((i - 1) / steps))
+            alpha = now / before
+            beta = 1 - alpha
+            used = now if level == 0 else alpha
+            x = alpha**scale * (x - beta / root(1 - used) * denoiser(obs, x, jnp.maximum(t - shift / steps, 0.0)))
+            posterior = beta * (1 - before) / (1 - now)
+            spread = {"beta": beta, "posterior": posterior, "beta²": beta**2}[variance]
+            if i > 1 or last:
+                x = x + jnp.sqrt(spread) * noise[(steps + 1 - i) % steps]
+        return x
+
+    return sample
+
+
+def test_the_copy_of_the_sampler_is_right():
+    assert_distribution(another_sampler(), SEED, 5)
+    assert_step(another_sampler(), SEED, 5)
+
+
+WRONG_SAMPLERS = {
+    "the variance of the posterior": another_sampler(variance="posterior"),
+    "no root of the variance": another_sampler(variance="beta²"),
+    "times one step late": another_sampler(shift=1),
+    "noise after the last step": another_sampler(last=True),
+    "no root of the noise level": another_sampler(root=same),
+    "alpha for the product of alphas": another_sampler(level=1),
+    "no scaling": another_sampler(scale=0.0),
+}
+
+
+@each(WRONG_SAMPLERS)
+def test_a_wrong_sampler_is_caught(mutant):
+    assert_caught(assert_distribution, mutant, SEED, 5)
+
+
+@given(seed=seeds)
+def test_standard_normal_data_is_sampled_exactly_but_for_the_last_step(seed):
+    """There β is the variance of x_s given x_t; the last step, without noise, gives the mean of the action."""
+    data, schedule, steps = Data(np.zeros(SIZE), np.ones(SIZE)), partial(vp_schedule, beta_max=10.0), 6
+    noise = jnp.asarray(np.random.default_rng(seed).normal(size=(steps, SIZE)))
+    sampler = partial(ddpm_sample, data.denoiser(schedule), None, steps=steps, schedule=schedule)
+    jacobian = jitted(jax.jacobian(sampler), noise)
+    last = np.exp(schedule(1 / steps))
+    np.testing.assert_allclose(jnp.einsum("atb,atb->a", jacobian, jacobian), last, rtol=1e-10)
+
+
+def test_many_steps_approach_the_data():
+    data = Data(np.array([0.4, -0.7]), np.array([0.3, 0.9]))
+    sampler = partial(ddpm_sample, data.denoiser(vp_schedule), None, steps=200, schedule=vp_schedule)
+    flat = jnp.zeros((200, SIZE))
+    jacobian = jitted(jax.jacobian(sampler), flat)
+    np.testing.assert_allclose(jitted(sampler, flat), data.mean, atol=0.03)
+    np.testing.assert_allclose(jnp.sqrt(jnp.einsum("atb,atb->a", jacobian, jacobian)), data.std, rtol=0.05)
+
+
+@pytest.mark.parametrize("steps", [5, 20])
+def test_the_sampler_clips_after_each_step(steps):
+    data, schedule = Data(np.array([0.4, -3.0]), np.array([0.3, 0.9])), vp_schedule
+    seen = []
+
+    def denoiser(obs, x, t):
+        jax.debug.callback(lambda x: seen.append(np.abs(x).max()), x)
+        return data.denoiser(schedule)(obs, x, t)
+
+    noise = 3 * jnp.asarray(np.random.default_rng(0).normal(size=(steps, SIZE)))
+    action = ddpm_sample(denoiser, None, noise, steps=steps, schedule=schedule, clip=(-1.0, 1.0))
+    jax.effects_barrier()
+    assert jnp.abs(action).max() == 1
+    assert seen[0] > 1, "the start is not clipped"
+    assert max(seen[1:]) <= 1
+    assert len(seen) == steps
+
+
+# ------------------------------------------------------------------------------------- noise levels
+
+
+@given(u=st.floats(0, 1), dtype=dtypes)
+def test_the_noise_levels(u, dtype):
+    expected = (0.002 ** (1 / 7) + u * (80 ** (1 / 7) - 0.002 ** (1 / 7))) ** 7
+    got = noise_level(jnp.asarray(u, dtype))
+    assert got.dtype == dtype
+    close(got, expected, 10 * expected)
+
+
+def test_the_ends_of_the_noise_levels():
+    np.testing.assert_allclose(jax.vmap(noise_level)(np.array([0.0, 1.0])), [0.002, 80.0], rtol=1e-12)
+
+
+# ------------------------------------------------------------------------------------- consistency functions
+
+levels = st.floats(0.002, 80)
+
+
+class Tilt(eqx.Module):
+    """A network that shows what it is asked."""
+
+    weight: jax.Array
+    tilt: jax.Array
+
+    def __call__(self, obs, x, u):
+        return self.weight * x + self.tilt * u
+
+
+def assert_function(function, seed, level, *, slack=1.0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=SIZE) * (1 + level)
+    network = Tilt(jnp.asarray(rng.normal(size=SIZE)), jnp.asarray(rng.normal(size=SIZE)))
+    u = (level ** (1 / 7) - 0.002 ** (1 / 7)) / (80 ** (1 / 7) - 0.002 ** (1 / 7))
+    c_skip = 0.25 / ((level - 0.002) ** 2 + 0.25)
+    c_out = 0.5 * (level - 0.002) / np.sqrt(level**2 + 0.25)
+    inside = network.weight * x / np.sqrt(level**2 + 0.25) + network.tilt * u
+    got = function(network, None, jnp.asarray(x), level)
+    close(got, c_skip * x + c_out * inside, 100 * (1 + level), slack=slack)
+
+
+@given(seed=seeds, level=levels)
+def test_the_consistency_function(seed, level):
+    assert_function(consistency_function, seed, level)
+
+
+def another_function(above=0.002, out=0.5, spread=lambda level: jnp.sqrt(level**2 + 0.25), scaled=True, power=1 / 7):
+    def function(network, obs, x, level):
+        u = (level**power - 0.002**power) / (80**power - 0.002**power)
+        inside = network(obs, x / spread(level) if scaled else x, u)
+        return 0.25 / ((level - above) ** 2 + 0.25) * x + out * (level - above) / spread(level) * inside
+
+    return function
+
+
+def test_the_copy_of_the_consistency_function_is_right():
+    assert_function(another_function(), SEED, 0.7)
+
+
+WRONG_FUNCTIONS = {
+    "the boundary at zero": another_function(above=0.0),
+    "no scale of the data": another_function(out=1.0),
+    "no root": another_function(spread=lambda level: level**2 + 0.25),
+    "the input is not scaled": another_function(scaled=False),
+    "another position": another_function(power=1.0),
+}
+
+
+@each(WRONG_FUNCTIONS)
+def test_a_wrong_consistency_function_is_caught(mutant):
+    assert_caught(assert_function, mutant, SEED, 0.7)
+
+
+@given(seed=seeds, dtype=dtypes)
+def test_the_boundary_holds_for_every_network(seed, dtype):
+    rng = np.random.default_rng(seed)
+    x = jnp.asarray(rng.normal(size=SIZE), dtype)
+    network = nn.ResidualDenoiser(1, SIZE, width=8, blocks=1, key=jax.random.key(seed))
+    np.testing.assert_array_equal(consistency_function(network, jnp.ones(1), x, 0.002), x)
+
+
+# ------------------------------------------------------------------------------------- consistency training
+
+
+def assert_euler(loss, seed, low, high, *, slack=1.0):
+    """With the identity as the teacher, the minimiser is an Euler step of the probability flow: E[x_1 | x_2].
+
+    Over the data and the noise it is affine, mean + (std² + σ₁ σ₂) / (std² + σ₂²) (x - mean). What is left of the loss
+    is Var[x_1 | x_2].
+    """
+    data = Data.random(np.random.default_rng(seed))
+    action, noise = map(jnp.asarray, data.exactly())
+    slope = (data.std**2 + low * high) / (data.std**2 + high**2)
+    model = Affine(slope, (1 - slope) * data.mean)
+    teacher = Affine(np.ones(SIZE), np.zeros(SIZE))
+
+    def expected(models):
+        of = partial(loss, *models, None)
+        return jax.vmap(of, in_axes=(0, 0, None, None))(action, noise, low, high).mean()
+
+    value, (grad, into) = jitted(jax.value_and_grad(expected), (model, teacher))
+    left = data.std**2 + low**2 - (data.std**2 + low * high) ** 2 / (data.std**2 + high**2)
+    rounding = 1e3 * (1 + high) ** 2
+    close(value, left.mean(), rounding, slack=slack)
+    for leaf in jax.tree.leaves((grad, into)):
+        close(leaf, 0, rounding, slack=slack)
+
+
+@given(seed=seeds, low=st.floats(0.002, 4), ratio=st.floats(1.01, 2))
+def test_consistency_training_takes_euler_steps_of_the_flow(seed, low, ratio):
+    assert_euler(consistency_loss, seed, low, ratio * low)
+
+
+def another_consistency_loss(
+    noise_of_target=same, stop=jax.lax.stop_gradient, swap=False, of=same, reduce=jnp.mean, power=1
+):
+    def loss(model, teacher, obs, action, noise, low, high):
+        low, high = (high, low) if swap else (low, high)
+        target = stop(teacher(obs, action + low**power * noise_of_target(noise), low))
+        return reduce(jnp.square(model(obs, action + high**power * noise, high) - target))
+
+    return loss
+
+
+def test_the_copy_of_the_consistency_loss_is_right():
+    assert_euler(another_consistency_loss(), SEED, 0.5, 0.8)
+
+
+WRONG_CONSISTENCY = {
+    "other noise in the target": another_consistency_loss(noise_of_target=lambda noise: jnp.roll(noise, 1)),
+    "a gradient into the target": another_consistency_loss(stop=same),
+    "levels exchanged": another_consistency_loss(swap=True),
+    "a sum over the dimensions": another_consistency_loss(reduce=jnp.sum),
+    "variances for levels": another_consistency_loss(power=2),
+}
+
+
+@each(WRONG_CONSISTENCY)
+def test_a_wrong_consistency_loss_is_caught(mutant):
+    assert_caught(assert_euler, mutant, SEED, 0.5, 0.8)
+
+
+def test_training_between_close_levels_gives_the_exact_function():
+    """Euler steps through 2,000 levels: the composed map is that of the flow, with an error that shrinks as 1 / N."""
+    data = Data(np.array([0.4, -0.7]), np.array([0.3, 0.9]))
+
+    def error(n):
+        sigma = np.asarray(jax.vmap(noise_level)(np.arange(n) / (n - 1)))
+        slope = np.ones(SIZE)
+        for low, high in itertools.pairwise(sigma):
+            slope = slope * (data.std**2 + low * high) / (data.std**2 + high**2)
+        exact = data.consistent(None, data.mean + 1, 80.0) - data.mean
+        return np.abs(slope / exact - 1).max()
+
+    assert error(4000) < 0.52 * error(2000) < 0.03
+
+
+# ------------------------------------------------------------------------------------- samples in few steps
+
+
+def assert_samples(sample, seed, levels, *, slack=1.0):
+    """The mean and the variance of samples of the exact model, by recursion."""
+    data = Data.random(np.random.default_rng(seed))
+    mean, variance = np.zeros(SIZE), np.zeros(SIZE)
+    for i, level in enumerate(levels):
+        variance = level**2 * np.ones(SIZE) if i == 0 else variance + level**2 - 0.002**2
+        shrink = (data.std**2 + 0.002**2) / (data.std**2 + level**2)
+        mean, variance = data.mean + np.sqrt(shrink) * (mean - data.mean), shrink * variance
+    sampler = partial(sample, data.consistent, None, levels=levels)
+    flat = jnp.zeros((len(levels), SIZE))
+    jacobian = jitted(jax.jacobian(sampler), flat)
+    close(jitted(sampler, flat), mean, 1e4, slack=slack)
+    close(jnp.einsum("atb,atb->a", jacobian, jacobian), variance, 1e4, slack=slack)
+
+
+@given(seed=seeds, levels=st.lists(levels, min_size=1, max_size=4).map(tuple))
+def test_the_distribution_of_few_step_samples(seed, levels):
+    assert_samples(consistency_sample, seed, levels)
+
+
+def another_few_steps(first=True, smallest=0.002, again=True, root=jnp.sqrt, late=0):
+    def sample(model, obs, noise, *, levels):
+        action = jnp.zeros_like(noise[0])
+        for i, (level, row) in enumerate(zip(levels, noise, strict=True)):
+            spread = level if i == 0 and first else root(level**2 - smallest**2)
+            action = model(obs, (action if again else 0) + spread * row, levels[max(i - late, 0)])
+        return action
+
+    return sample
+
+
+def test_the_copy_of_the_few_steps_is_right():
+    assert_samples(another_few_steps(), SEED, (80.0, 0.5))
+
+
+WRONG_FEW_STEPS = {
+    "the noise of the first step is too small": another_few_steps(first=False),
+    "the smallest level is forgotten": another_few_steps(smallest=0.0),
+    "starts again": another_few_steps(again=False),
+    "no root": another_few_steps(root=same),
+    "the level of the step before": another_few_steps(late=1),
+}
+
+
+@each(WRONG_FEW_STEPS)
+def test_wrong_few_steps_are_caught(mutant):
+    assert_caught(assert_samples, mutant, SEED, (80.0, 0.5))
+
+
+def test_few_steps_are_clipped_at_the_end_alone():
+    model = lambda obs, x, level: x / level * 3
+    noise = jnp.array([[1.0, -0.1], [0.0, 0.0]])
+    got = consistency_sample(model, None, noise, levels=(80.0, 2.0), clip=(-1.0, 1.0))
+    np.testing.assert_allclose(got, [1.0, -0.45])  # 3 times 3 / 2 of the noise
+
+
+# ------------------------------------------------------------------------------------- the network
+
+
+def test_the_residual_network_is_the_published_one():
+    """Per block 256 x 1024 twice; in: action, observation and 128 of the time; LayerNorm in each block."""
+    network = nn.ResidualDenoiser(7, 3, key=jax.random.key(0))
+    shapes = [leaf.shape for leaf in jax.tree.leaves(eqx.filter(network, eqx.is_array))]
+    block = [(256,), (256,), (256, 1024), (1024,), (1024, 256), (256,)]
+    time = [(32,), (64, 128), (128,), (128, 128), (128,)]
+    assert shapes == [*time, (138, 256), (256,), *3 * block, (256, 3), (3,)]
+
+
+def test_the_residual_network_computes_what_it_says():
+    network = nn.ResidualDenoiser(2, 2, width=8, blocks=2, key=jax.random.key(0))
+    network = jax.tree.map(lambda leaf: leaf + 0.01 if eqx.is_array(leaf) else leaf, network)
+    obs, x, t = np.array([0.3, -0.2]), np.array([1.0, 2.0]), 0.3
+    mish = lambda x: x * np.tanh(np.log1p(np.exp(x)))
+    dense = lambda layer, x: x @ np.asarray(layer.weight, np.float64) + np.asarray(layer.bias, np.float64)
+    angle = 2 * np.pi * t * np.asarray(network.frequencies, np.float64)
+    hidden, out = network.time
+    embedding = dense(out, mish(dense(hidden, np.concatenate([np.cos(angle), np.sin(angle)]))))
+    h = dense(network.first, np.concatenate([x, obs, embedding]))
+    for block in network.blocks:
+        normal = (h - h.mean()) / np.sqrt(h.var() + 1e-6) * np.asarray(block.norm.weight) + np.asarray(block.norm.bias)
+        h = h + dense(block.narrow, mish(dense(block.wide, normal)))
+    expected = dense(network.last, mish(h))
+    np.testing.assert_allclose(network(jnp.asarray(obs), jnp.asarray(x), t), expected, rtol=1e-5)
+
+
+# ------------------------------------------------------------------------------------- bad input
+
+X = jnp.ones(2)
+KEEP = lambda obs, x, t: x
+BAD = {
+    "a time that is too late": (lambda: diffuse(X, X, 1.5, schedule=vp_schedule), ValueError, "`t` must be in"),
+    "a negative rate": (lambda: vp_schedule(0.5, beta_max=-1.0), ValueError, "`beta_max` must be finite"),
+    "no function for a schedule": (lambda: diffuse(X, X, 0.5, schedule=0.5), TypeError, "`schedule` must be"),
+    "a schedule of two numbers": (
+        lambda: diffuse(X, X, 0.5, schedule=lambda t: jnp.stack([t, t])),
+        ValueError,
+        "`schedule` must return shape",
+    ),
+    "noise of another length": (
+        lambda: ddpm_sample(KEEP, None, jnp.ones((4, 2)), steps=5, schedule=vp_schedule),
+        ValueError,
+        r"`noise` must have shape \(5, ...\)",
+    ),
+    "steps that no noise has": (
+        lambda: ddpm_sample(KEEP, None, jnp.ones((4, 2)), steps=10**9, schedule=vp_schedule),
+        ValueError,
+        "`noise` must have shape",
+    ),
+    "no steps": (
+        lambda: ddpm_sample(KEEP, None, jnp.ones((1, 2)), steps=0, schedule=vp_schedule),
+        ValueError,
+        "`steps` must be an integer of at least 1",
+    ),
+    "a denoiser of another shape": (
+        lambda: denoising_loss(lambda obs, x, t: x[:1], None, X, X, 0.5, schedule=vp_schedule),
+        ValueError,
+        "`denoiser` must return shape",
+    ),
+    "a denoiser that takes no time": (
+        lambda: denoising_loss(lambda obs, x: x, None, X, X, 0.5, schedule=vp_schedule),
+        TypeError,
+        "`denoiser` cannot be called with 3",
+    ),
+    "levels exchanged": (
+        lambda: consistency_loss(KEEP, KEEP, None, X, X, 0.2, 0.1),
+        ValueError,
+        "`low` must be below `high`",
+    ),
+    "a level that is too large": (lambda: consistency_function(KEEP, None, X, 100.0), ValueError, "`level` must be in"),
+    "no levels": (lambda: consistency_sample(KEEP, None, jnp.ones((1, 2)), levels=()), ValueError, "`levels` must"),
+    "a level that is no number": (
+        lambda: consistency_sample(KEEP, None, jnp.ones((1, 2)), levels=(float("nan"),)),
+        ValueError,
+        "`levels` must be in",
+    ),
+    "a position beyond the end": (lambda: noise_level(1.1), ValueError, "`position` must be in"),
+    "blocks of a flag": (
+        lambda: nn.ResidualDenoiser(1, 1, blocks=True, key=jax.random.key(0)),
+        ValueError,
+        "`blocks` must be an integer",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "kind", "message"), BAD.values(), ids=BAD.keys())
+def test_bad_input_is_refused_by_name(call, kind, message):
+    with pytest.raises(kind, match=f"^{message}"):
+        call()

@@ -1,0 +1,401 @@
+"""Runs: what is saved is what is loaded, whatever happened to the files in between."""
+
+import shutil
+import subprocess
+import sys
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shortcutrl.runs import Run, append_row, load_checkpoint, load_settings, read_rows
+
+STATE = {"a": jnp.arange(3.0), "b": jnp.ones((2, 2), jnp.float32)}
+LATER = jax.tree.map(lambda x: x + 1, STATE)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A run with two checkpoints and four rows of metrics, two of them after each."""
+    with Run(tmp_path / "run", {"seed": 0}) as run:
+        for step, state in ((10, STATE), (20, LATER)):
+            run.log(step - 5, {"td": step - 5})
+            run.log(step, {"td": step})
+            run.save(step, state)
+    return tmp_path / "run"
+
+
+def assert_same(one, other):
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        assert type(x) is type(y)
+        np.testing.assert_array_equal(x, y)
+
+
+def steps(folder):
+    return [row["step"] for row in read_rows(folder, "metrics")]
+
+
+# ------------------------------------------------------------------- what is saved is loaded
+
+
+def test_the_last_checkpoint_is_loaded(folder):
+    assert_same(load_checkpoint(folder, STATE), LATER)
+    with Run(folder, {"seed": 0}) as run:
+        assert run.step == 20
+        assert_same(run.restore(STATE), LATER)
+    assert steps(folder) == [5, 10, 15, 20]
+
+
+def test_a_new_run_starts_from_the_given_state(tmp_path):
+    with Run(tmp_path, {}) as run:
+        assert run.step == 0
+        assert run.restore(STATE) is STATE
+
+
+def test_every_kind_of_leaf(tmp_path):
+    state = {
+        "bfloat16": jnp.array([1.5, -2], jnp.bfloat16),
+        "float64": jnp.array(1 / 3, jnp.float64),
+        "uint8": jnp.array([255], jnp.uint8),
+        "bool": jnp.array([True, False]),
+        "empty": jnp.zeros((0, 3)),
+        "numpy": np.arange(3),
+        "scalar": np.float32(0.5),
+        "numbers": (True, 3, 1 / 3, 1j),
+        "key": jax.random.key(3),
+        "a name with / and ' and .": jnp.ones(1),
+        "network": eqx.nn.MLP(2, 2, 4, 1, key=jax.random.key(0)),
+        "none": None,
+    }
+    zeros = lambda x: jnp.zeros_like(x) if isinstance(x, jax.Array) else np.zeros_like(x)
+    like = jax.tree.map(lambda x: zeros(x) if isinstance(x, jax.Array | np.ndarray) else x, state | {"key": None})
+    like |= {"key": jax.random.key(0), "scalar": np.float32(0), "numbers": (False, 0, 0.0, 0j)}
+    with Run(tmp_path, {}) as run:
+        run.save(1, state)
+    loaded = load_checkpoint(tmp_path, like)
+    keys = [jax.random.key_data(each.pop("key")) for each in (state, loaded)]
+    np.testing.assert_array_equal(*keys)
+    arrays, static = eqx.partition(loaded, lambda x: not callable(x))
+    expected, activation = eqx.partition(state, lambda x: not callable(x))
+    assert_same(arrays, expected)
+    assert jax.tree.leaves(static) == jax.tree.leaves(activation)
+    assert loaded["bfloat16"].dtype == jnp.bfloat16
+
+
+def test_a_part_of_the_state_is_enough(folder):
+    assert_same(load_checkpoint(folder, STATE | {"a": None}), LATER | {"a": None})
+
+
+def test_a_part_has_no_name_that_only_begins_alike(tmp_path):
+    with Run(tmp_path, {}) as run:
+        run.save(1, {"a": jnp.ones(1), "ab": jnp.ones(1)})
+    with pytest.raises(ValueError, match=r"`state` has no `state\['ab'\]`"):
+        load_checkpoint(tmp_path, {"a": None})
+
+
+def test_a_description_of_the_state_is_enough(folder):
+    assert_same(load_checkpoint(folder, jax.eval_shape(lambda: STATE)), LATER)
+
+
+def test_what_is_loaded_may_be_donated(folder):
+    state = load_checkpoint(folder, STATE)
+    jax.jit(lambda x: jax.tree.map(lambda y: y * 2, x), donate_argnums=0)(state)
+    assert_same(load_checkpoint(folder, STATE), LATER)
+
+
+def test_arrays_are_committed_to_devices_as_those_of_the_state(folder):
+    free, bound = STATE["a"], jax.device_put(STATE["b"], jax.devices()[0])
+    loaded = load_checkpoint(folder, {"a": free, "b": bound})
+    assert not loaded["a"].committed
+    assert loaded["b"].committed
+    assert loaded["b"].sharding == bound.sharding
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"a": STATE["a"]}, r"`state` has no `state\['b'\]`, but .*20 holds it"),
+        (STATE | {"c": jnp.ones(1)}, r"`state\['c'\]` is .*, but .*20 holds no such array"),
+        (STATE | {"a": jnp.ones(4)}, r"`state\['a'\]` is float64\[4\], but .*20 holds float64\[3\]"),
+        (STATE | {"a": jnp.ones(3, jnp.float32)}, r"`state\['a'\]` is float32\[3\], but .*20 holds float64\[3\]"),
+        (None, "holds it"),
+    ],
+)
+def test_a_state_of_another_structure_is_refused(state, message, folder):
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint(folder, state) if state else load_checkpoint(folder, {})
+
+
+def test_the_last_two_checkpoints_are_kept(folder):
+    with Run(folder, {"seed": 0}) as run:
+        run.save(30, STATE)
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["20", "30"]
+
+
+# ------------------------------------------------------------------- damage
+
+
+def flip(position):
+    """Change one byte in the middle of the data."""
+
+    def damage(step):
+        data = bytearray((step / "state.npz").read_bytes())
+        data[int(position * len(data))] ^= 255
+        (step / "state.npz").write_bytes(data)
+
+    return damage
+
+
+def cut(step):
+    data = (step / "state.npz").read_bytes()
+    (step / "state.npz").write_bytes(data[: len(data) // 2])
+
+
+def empty_folder(step):
+    shutil.rmtree(step)
+    step.mkdir()
+
+
+DAMAGES = {
+    "missing file": lambda step: (step / "state.npz").unlink(),
+    "empty file": lambda step: (step / "state.npz").write_bytes(b""),
+    "cut file": cut,
+    "flipped byte": flip(0.2),
+    "text": lambda step: (step / "state.npz").write_text("a proxy's error page"),
+    "a single array": lambda step: np.save((step / "state.npz").open("wb"), np.ones(3)),
+    "a pickle": lambda step: np.savez((step / "state.npz").open("wb"), **{"state['a']": np.array([{}])}),
+    "empty folder": empty_folder,
+    "a file in place of the folder": lambda step: (shutil.rmtree(step), step.write_text("")),
+}
+damages = pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+
+
+@damages
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(damage, folder):
+    damage(folder / "checkpoints" / "20")
+    message = r"checkpoints/20 is damaged \(.*\)\. Using the checkpoint of step 10 instead"
+    with pytest.warns(UserWarning, match=message):
+        assert_same(load_checkpoint(folder, LATER), STATE)
+    with pytest.warns(UserWarning, match=message):
+        run = Run(folder, {"seed": 0})
+    with run:
+        assert run.step == 10
+        assert_same(run.restore(LATER), STATE)
+        assert steps(folder) == [5, 10]  # and those after it are logged again
+        run.log(20, {"td": 1})
+        run.save(20, LATER)
+    assert_same(load_checkpoint(folder, STATE), LATER)
+
+
+@damages
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_no_training_starts_over_because_all_checkpoints_are_damaged(damage, folder):
+    damage(folder / "checkpoints" / "10")
+    damage(folder / "checkpoints" / "20")
+    for load in (lambda: load_checkpoint(folder, STATE), lambda: Run(folder, {"seed": 0})):
+        with pytest.raises(ValueError, match=r"20 is damaged .*10 is damaged .*No other checkpoint is left"):
+            load()
+    assert steps(folder) == [5, 10, 15, 20]
+
+
+@given(position=st.floats(0, 1, exclude_max=True), value=st.integers(1, 255), length=st.floats(0, 1))
+def test_no_damage_yields_wrong_values(position, value, length, tmp_path_factory):
+    """Any byte changed, or the rest cut off: the values are right, or the damage is found."""
+    folder = tmp_path_factory.mktemp("run")
+    with Run(folder, {}) as run:
+        run.save(1, STATE)
+    path = folder / "checkpoints" / "1" / "state.npz"
+    data = bytearray(path.read_bytes())
+    data[int(position * len(data))] ^= value
+    path.write_bytes(data if length > 0.5 else data[: int(2 * length * len(data))])
+    try:
+        loaded = load_checkpoint(folder, LATER)
+    except ValueError as error:
+        loaded = None if "1 is damaged" in str(error) else error
+    if loaded is not None:
+        assert_same(loaded, STATE)
+
+
+def test_a_checkpoint_that_was_being_written_is_no_checkpoint(folder):
+    shutil.copytree(folder / "checkpoints" / "20", folder / "checkpoints" / "30.partial")
+    with Run(folder, {"seed": 0}) as run:
+        assert run.step == 20
+        run.save(30, STATE)
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["20", "30"]
+
+
+def test_metrics_after_the_last_checkpoint_are_logged_again(folder):
+    with Run(folder, {"seed": 0}) as run:
+        run.log(25, {"td": 25})
+    with Run(folder, {"seed": 0}):
+        assert steps(folder) == [5, 10, 15, 20]
+
+
+@pytest.mark.parametrize("damage", [b'{"step": 20, "td', b"\xff\xfe\n", b"\n[1, 2]\n3\nnull\n", b'{"td": 1}\n'])
+def test_lines_that_are_no_metrics_are_left_out(damage, folder):
+    path = folder / "metrics.jsonl"
+    path.write_bytes(path.read_bytes() + damage)
+    with Run(folder, {"seed": 0}) as run:
+        run.log(25, {"td": 25})
+    assert steps(folder) == [5, 10, 15, 20, 25]
+
+
+def test_a_row_after_a_cut_line_is_whole(tmp_path):
+    (tmp_path / "table.jsonl").write_text('{"k": 1}\n{"k": 2, "succ')
+    append_row(tmp_path, "table", {"k": 3})
+    assert read_rows(tmp_path, "table") == [{"k": 1}, {"k": 3}]
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[1]", b"3", b"null", b"\xff\xfe", b'{"seed": 0'])
+def test_damaged_settings_are_named(text, folder):
+    (folder / "settings.json").write_bytes(text)
+    for load in (lambda: load_settings(folder), lambda: Run(folder, {"seed": 0})):
+        with pytest.raises(ValueError, match=r"settings\.json is damaged"):
+            load()
+    assert (folder / "settings.json").read_bytes() == text
+    assert steps(folder) == [5, 10, 15, 20]
+
+
+# ------------------------------------------------------------------- settings, metrics, tables
+
+
+def test_settings(folder):
+    assert load_settings(folder) == {"seed": 0}
+    with Run(folder, {"seed": np.int64(0)}):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"seed": 1}, r"holds a run with \{'seed': 0\}, not \{'seed': 1\}"),
+        ({}, r"holds a run with \{'seed': 0\}, not \{\}"),
+        ({"seed": 0, "config": {"tau": 1}}, r"holds a run with \{\}, not \{'config.tau': 1\}"),
+    ],
+)
+def test_other_settings_are_refused(settings, message, folder):
+    with pytest.raises(ValueError, match=message):
+        Run(folder, settings)
+    assert steps(folder) == [5, 10, 15, 20]
+
+
+def test_a_folder_without_a_run(tmp_path):
+    with pytest.raises(ValueError, match="has no checkpoint"):
+        load_checkpoint(tmp_path, STATE)
+    with pytest.raises(ValueError, match="holds no run"):
+        load_settings(tmp_path / "none")
+    assert read_rows(tmp_path, "table") == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_logger_gets_what_is_logged(tmp_path):
+    logged = []
+    with Run(tmp_path, {}, logger=lambda step, values: logged.append((step, values))) as run:
+        run.log(np.int64(5), {"td": jnp.float32(0.5), "q": np.float64(2), "n": 3})
+    assert logged == [(5, {"td": 0.5, "q": 2.0, "n": 3.0})]
+    assert read_rows(tmp_path, "metrics") == [{"step": 5, "td": 0.5, "q": 2.0, "n": 3.0}]
+
+
+def test_diverged_metrics_are_kept(tmp_path):
+    with Run(tmp_path, {}) as run:
+        run.log(5, {"td": jnp.nan, "q": -jnp.inf})
+        run.save(5, STATE)
+    with Run(tmp_path, {}):
+        (row,) = read_rows(tmp_path, "metrics")
+    assert np.isnan(row["td"])
+    assert row["q"] == -np.inf
+
+
+def test_rows_keep_arrays_as_lists(tmp_path):
+    append_row(tmp_path, "table", {"success": np.array([True, False]), "q": jnp.ones(2), "k": np.int64(1), "to": None})
+    assert read_rows(tmp_path, "table") == [{"success": [True, False], "q": [1.0, 1.0], "k": 1, "to": None}]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "argument"),
+    [
+        (lambda run: Run(None, {}), TypeError, "folder"),
+        (lambda run: Run("", {}), ValueError, "folder"),
+        (lambda run: Run("a\0b", {}), ValueError, "folder"),
+        (lambda run: Run(run.folder, None), TypeError, "settings"),
+        (lambda run: Run(run.folder, {"path": run.folder}), TypeError, "settings"),
+        (lambda run: Run(run.folder, {3: 4}), TypeError, "settings"),
+        (lambda run: Run(run.folder, {"tau": float("nan")}), TypeError, "settings"),
+        (lambda run: Run(run.folder, {}, logger=3), TypeError, "logger"),
+        (lambda run: run.log(0, {"td": 1}), ValueError, "step"),
+        (lambda run: run.log(True, {"td": 1}), ValueError, "step"),
+        (lambda run: run.log(1.0, {"td": 1}), TypeError, "step"),
+        (lambda run: run.log(1, 3), TypeError, "values"),
+        (lambda run: run.log(1, {"td": "1"}), TypeError, "values"),
+        (lambda run: run.log(1, {"td": None}), TypeError, "values"),
+        (lambda run: run.log(1, {"td": np.ones(1)}), TypeError, "values"),
+        (lambda run: run.log(1, {"td": np.array("1")}), TypeError, "values"),
+        (lambda run: run.log(1, {"td": np.array(None)}), TypeError, "values"),
+        (lambda run: run.log(1, {"td": jnp.array(1j)}), TypeError, "values"),
+        (lambda run: run.log(1, {"td": 10**400}), TypeError, "values"),
+        (lambda run: run.log(1, {"step": 1}), ValueError, "values"),
+        (lambda run: run.log(1, {3: 1}), ValueError, "values"),
+        (lambda run: run.save(0, STATE), ValueError, "step"),
+        (lambda run: run.save(3, {}), ValueError, "state"),
+        (lambda run: run.save(3, print), ValueError, "state"),
+        (lambda run: run.save(3, {"a": np.array([None])}), TypeError, "state"),
+        (lambda run: run.save(3, {"a": np.array(["a"])}), TypeError, "state"),
+        (lambda run: append_row(run.folder, "../table", {}), ValueError, "name"),
+        (lambda run: append_row(run.folder, "table", {"a": {1, 2}}), TypeError, "row"),
+        (lambda run: append_row(run.folder, "table", [1]), TypeError, "row"),
+        (lambda run: read_rows(run.folder, 3), TypeError, "name"),
+        (lambda run: load_checkpoint(3, STATE), TypeError, "folder"),
+    ],
+)
+def test_bad_input_names_the_argument_and_changes_nothing(call, error, argument, tmp_path):
+    with Run(tmp_path / "run", {}) as run:
+        with pytest.raises(error) as info:
+            call(run)
+        assert f"`{argument}" in str(info.value).splitlines()[0]
+        assert run.step == 0
+        assert steps(run.folder) == []
+        assert load_settings(run.folder) == {}
+        assert not (run.folder / "checkpoints").exists()
+
+
+def test_a_step_that_has_a_checkpoint_is_refused(folder):
+    with Run(folder, {"seed": 0}) as run, pytest.raises(ValueError, match="`step` must be higher than 20"):
+        run.save(20, STATE)
+
+
+@pytest.mark.parametrize("missing", ["tensorboardX"])
+def test_without_the_extra_the_error_says_what_to_install(missing):
+    code = f"import sys; sys.modules[{missing!r}] = None; import shortcutrl.runs"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert f"shortcutrl.runs needs {missing}: pip install 'shortcutrl[runs]'" in done.stderr.splitlines()[-1]
+
+
+# ------------------------------------------------------------------- on other devices
+
+ON_EIGHT = """
+import sys, jax, jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from shortcutrl.runs import Run
+
+def split(x):
+    return jax.device_put(x, NamedSharding(Mesh(jax.devices(), ("batch",)), PartitionSpec("batch")))
+
+with Run(sys.argv[1], {}) as run:
+    run.save(1, split(jnp.arange(16.0)))
+    restored = run.restore(split(jnp.zeros(16)))
+assert (restored == jnp.arange(16)).all() and len(restored.sharding.device_set) == 8
+"""
+
+
+def test_a_checkpoint_of_eight_devices_is_loaded_on_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+    subprocess.run([sys.executable, "-c", ON_EIGHT, tmp_path], check=True)
+    loaded = load_checkpoint(tmp_path, jnp.zeros(16, jnp.float32))
+    np.testing.assert_array_equal(loaded, np.arange(16))
+    assert len(jax.devices()) == 1
