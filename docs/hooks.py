@@ -1,11 +1,12 @@
-"""What the build of the documentation does to its pages: includes, generated tables, formulas as MathML.
+"""Change the pages of the documentation at build: includes, tables from the sources, links, formulas as MathML.
 
-A line `<!-- include: FILE -->` becomes the text of a file of the repository without its title, and
-`<!-- include: FILE#Heading -->` what stands there between that heading and the next; before the first one, if none is
-named. `<!-- published -->`, `<!-- options -->` and `<!-- benchmarks -->` become tables, each from the only place that
-knows its values. Code spans that are public names become links to the API.
+A line `<!-- include: FILE -->` becomes the text of a file of the repository, without its title.
+`<!-- include: FILE#Heading -->` becomes the section under that heading, and `FILE#` the text before the first heading.
+`<!-- published -->`, `<!-- options -->` and `<!-- benchmarks -->` become tables, each made from its only source. Code
+spans that are public names become links to the API.
 """
 
+import ast
 import functools
 import importlib
 import inspect
@@ -21,17 +22,16 @@ ROOT = Path(__file__).parents[1]
 PAGES = {
     "README.md": "index.md",
     "README.md#run-it": "quickstart.md",
-    "README.md#in-two-dimensions": "index.md#in-two-dimensions",
+    "README.md#your-own-loop": "index.md#your-own-loop",
     "CONTRIBUTING.md": "design.md",
 }
-"""Where the documentation shows what the repository's own files link to."""
-
+"""The pages that show what the repository's own files link to."""
 
 LATEX = {r"\arg\max": r"\argmax", r"\lVert": r"\left\lVert", r"\rVert": r"\right\rVert"}
-"""What latex2mathml does not know or spaces badly, and what it does know."""
+"""Commands that latex2mathml does not know or spaces badly, and commands that it knows."""
 
 PRIMED = r'<mrow>\1<mo lspace="0" rspace="0">&#x02032;</mo></mrow>'
-"""A prime is raised already; as a superscript it floats where there is no mathematical font."""
+"""A prime is already raised. As a superscript it is too high without a mathematical font."""
 
 
 def on_page_markdown(markdown, page, **_):
@@ -61,11 +61,11 @@ def on_page_content(html, page, **_):
 
 
 def include(file, heading, up):
-    """The text of a file, or of one of its sections up to the next heading, with links that work on the site."""
+    """The text of a file or of one section, with links that work on the site."""
     text = (ROOT / file).read_text().split("\n", 1)[1]  # without the title
     if heading is not None:
         lines = re.split(r"(^ *```.*?^ *```$)", text, flags=re.MULTILINE | re.DOTALL)
-        lines[1::2] = [re.sub(r"^#", r"\\#", code, flags=re.MULTILINE) for code in lines[1::2]]  # comments, no headings
+        lines[1::2] = [re.sub(r"^#", r"\\#", code, flags=re.MULTILINE) for code in lines[1::2]]  # comments of code
         intro, *sections = re.split(r"^#+ (.+)$", "".join(lines), flags=re.MULTILINE)
         intro, *sections = (re.sub(r"^\\#", "#", part, flags=re.MULTILINE) for part in (intro, *sections))
         bodies = {"": intro, **dict(zip(sections[::2], sections[1::2], strict=True))}
@@ -81,13 +81,13 @@ def include(file, heading, up):
             return f"[{label}]({up}{PAGES[target]})"
         if target.startswith("docs/"):
             return f"[{label}]({up}{target.removeprefix('docs/')})"
-        return label  # a file of the repository that is no page
+        return label  # a file of the repository that is not a page
 
     return re.sub(r"\[([^\]]+)\]\(([^)]+)\)", link, text)
 
 
 def link_names(markdown):
-    """Link each code span that is a public name to its place in the API, outside headings and blocks of code."""
+    """Link each code span that is a public name to the API, except in headings and blocks of code."""
 
     def link(match):
         name = match[1].removeprefix("shortcutrl.").removesuffix("()")
@@ -101,17 +101,30 @@ def link_names(markdown):
 
 @functools.cache
 def documented():
-    """The names that the API pages document."""
-    return {
-        name
-        for page in Path(__file__).parent.glob("api/*.md")
-        for name in re.findall(r"^::: (\S+)", page.read_text(), re.M)
-    }
+    """The names that the API pages document: those listed, and the public names of listed algorithms."""
+    pages = Path(__file__).parent.glob("api/*.md")
+    names = {name for page in pages for name in re.findall(r"^::: (\S+)", page.read_text(), re.M)}
+    for file in (ROOT / "shortcutrl" / "algorithms").glob("[a-z]*.py"):
+        names |= (
+            {f"shortcutrl.{file.stem}.{name}" for name in defined(file)}
+            if f"shortcutrl.{file.stem}" in names
+            else set()
+        )
+    return names
+
+
+def defined(file):
+    """The public functions, classes and constants that a module defines."""
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            yield node.name
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            yield node.targets[0].id
 
 
 @functools.cache
 def example():
-    """The module of `examples/sorl.py`, which owns the presets and the published hyperparameters."""
+    """The module `examples/sorl.py`, which contains the presets and the published settings."""
     sys.path.insert(0, str(ROOT / "examples"))
     try:
         return importlib.import_module("sorl")
@@ -125,7 +138,7 @@ def rows(*cells):
 
 
 def published():
-    """One row for each environment family of the paper, with what it shares with the others filled in."""
+    """The published settings of each environment."""
     names = ("q_weight", "aggregate", "discount")
     paper = example().Args(**example().PRESETS["paper"])
     table = [(f"`{env}`", *(own.get(n, getattr(paper, n)) for n in names)) for env, own in example().PUBLISHED.items()]
@@ -133,16 +146,14 @@ def published():
 
 
 def options():
-    """Every option of `examples/sorl.py` with its meaning, which stands beside it in the source."""
+    """Every option of `examples/sorl.py` with its meaning, from the comment in its line."""
     said = re.findall(r"^    (\w+): .*?  # (.+)$", inspect.getsource(example().Args), re.MULTILINE)
     varies = {name for own in example().PUBLISHED.values() for name in own}
 
     def value(preset, name):
-        return (
-            "above"
-            if preset == "paper" and name in varies
-            else f"`{getattr(example().Args(**example().PRESETS[preset]), name)}`"
-        )
+        if preset == "paper" and name in varies:
+            return "above"
+        return f"`{getattr(example().Args(**example().PRESETS[preset]), name)}`"
 
     table = [
         (f"`--{name.replace('_', '-')}`", value("laptop", name), value("paper", name), meaning)
@@ -153,7 +164,7 @@ def options():
 
 
 def benchmarks():
-    """The tables that the benchmarks wrote, if they were run."""
+    """The tables that `benchmarks/table.py` printed."""
     files = sorted(Path(__file__).parent.glob("benchmarks-*.md"))
     return "\n\n".join(file.read_text() for file in files)
 
