@@ -1,0 +1,182 @@
+"""Checkpoints: the arrays of a state in one file, with checksums, written whole or not at all."""
+
+import io
+import os
+import shutil
+import warnings
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from shortcutrl._types import show, typed
+from shortcutrl.runs._rows import as_folder
+
+KEPT = 2
+"""The checkpoints that stay, so that there is an older one if the last is damaged."""
+
+
+@typed
+def load_checkpoint(folder: str | os.PathLike, state: Any) -> Any:
+    """Load the last checkpoint of a run; with a warning, the one before if the last is damaged.
+
+    **Arguments:**
+
+    - `folder`: of a [`Run`][shortcutrl.runs.Run].
+    - `state`: a pytree with the structure, shapes and dtypes of what was saved; its values are not used. Parts that are
+      `None` are not loaded. Leaves that are neither arrays nor numbers, such as activation functions, are kept.
+
+    **Returns:** a pytree like `state` with the saved values, on the devices of `state`.
+
+    **Raises:** `ValueError` if the folder has no checkpoint, if all are damaged, or if `state` does not match.
+
+    !!! Example
+
+        ```python
+        import tempfile
+        import jax.numpy as jnp
+        from shortcutrl.runs import Run, load_checkpoint
+
+        with tempfile.TemporaryDirectory() as folder:
+            with Run(folder, {"seed": 0}) as run:
+                run.save(10, {"policy": jnp.ones(3), "critic": jnp.ones(2)})
+            loaded = load_checkpoint(folder, {"policy": jnp.zeros(3), "critic": None})
+        assert loaded["policy"].sum() == 3
+        ```
+    """
+    folder = as_folder("folder", folder)
+    if (step := last_step(folder)) is None:
+        raise ValueError(f"`folder`: {folder} has no checkpoint. Train there first.")
+    return read(folder, step, state)
+
+
+def last_step(folder: Path) -> int | None:
+    """The step of the last whole checkpoint, or `None` if there is none at all."""
+    damage: list[str] = []
+    for step in reversed(_steps(folder)):
+        try:
+            _load(_path(folder, step))
+        except ValueError as error:
+            damage.append(str(error))
+            continue
+        if damage:
+            warnings.warn(f"{' '.join(damage)} Using the checkpoint of step {step} instead.", stacklevel=4)
+        return step
+    if damage:
+        raise ValueError(f"`folder`: {' '.join(damage)} No other checkpoint is left: train again in another folder.")
+    return None
+
+
+def read(folder: Path, step: int, state: Any) -> Any:
+    """A pytree like `state` with the values of a checkpoint."""
+    path = _path(folder, step)
+    arrays, like = _load(path), dict(_leaves(state))
+    for name, leaf in like.items():
+        saved = arrays.get(name)
+        if saved is None or not _alike(saved, leaf):
+            found = "no such array" if saved is None else show(saved)
+            raise ValueError(f"`{name}` is {show(_plain(leaf))}, but {path} holds {found}. {_REMEDY}")
+    omitted = [name for name, leaf in _named(state, is_leaf=lambda x: x is None) if leaf is None]
+    within = tuple(name + separator for name in omitted for separator in (".", "["))
+    if left := [name for name in arrays.keys() - like.keys() if name not in omitted and not name.startswith(within)]:
+        raise ValueError(f"`state` has no `{min(left)}`, but {path} holds it. {_REMEDY}")
+    filled = [_like(arrays[name], leaf) if name in like else leaf for name, leaf in _named(state)]
+    return jax.tree.unflatten(jax.tree.structure(state), filled)
+
+
+_REMEDY = "Make the state with the settings of the run."
+
+
+def write(folder: Path, step: int, state: Any) -> None:
+    """Save a checkpoint and remove all but the last two, and any later one, which is damaged."""
+    arrays = {name: np.asarray(_plain(leaf)) for name, leaf in _leaves(state)}
+    if not arrays:
+        raise ValueError(f"`state` must be a pytree of arrays, got {show(state)}.")
+    path = _path(folder, step)
+    partial = path.with_suffix(".partial")
+    _remove(partial)
+    partial.mkdir(parents=True)
+    with (partial / "state.npz").open("wb") as file:
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
+        file.flush()
+        os.fsync(file.fileno())
+    _remove(path)
+    partial.replace(path)
+    steps = _steps(folder)
+    kept = [each for each in steps if each <= step][-KEPT:]
+    for each in steps:
+        if each not in kept:
+            _remove(_path(folder, each))
+
+
+def _remove(path: Path) -> None:
+    if path.is_file():
+        path.unlink()
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _path(folder: Path, step: int) -> Path:
+    return folder / "checkpoints" / str(step)
+
+
+def _steps(folder: Path) -> list[int]:
+    return sorted(int(path.name) for path in (folder / "checkpoints").glob("*") if path.name.isdecimal())
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a checkpoint. Reads each to its end, which compares its checksum."""
+    try:
+        with zipfile.ZipFile(path / "state.npz") as archive:
+            members = {name.removesuffix(".npy"): io.BytesIO(archive.read(name)) for name in archive.namelist()}
+        return {name: np.lib.format.read_array(member, allow_pickle=False) for name, member in members.items()}
+    except Exception as error:  # of zipfile, zlib or NumPy: whatever damage causes
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}).") from error
+
+
+def _named(tree: Any, **options: Any) -> list[tuple[str, Any]]:
+    return [(f"state{jax.tree_util.keystr(p)}", leaf) for p, leaf in jax.tree.leaves_with_path(tree, **options)]
+
+
+def _leaves(tree: Any) -> Iterator[tuple[str, Any]]:
+    """The arrays and numbers of a pytree by their paths."""
+    for name, leaf in _named(tree):
+        if isinstance(leaf, np.ndarray | np.generic) and not _is_numeric(leaf.dtype):
+            raise TypeError(f"`{name}` must be an array of numbers, got {show(leaf)}.")
+        if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct | np.ndarray | np.generic | bool | int | float | complex):
+            yield name, leaf
+
+
+def _is_numeric(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, np.number) or jnp.issubdtype(dtype, np.bool_)
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _plain(leaf: Any) -> Any:
+    """A leaf as it is saved: of random keys, their data."""
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _alike(saved: np.ndarray, leaf: Any) -> bool:
+    leaf = _plain(leaf)
+    dtype = np.dtype(leaf.dtype) if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
+    same = saved.dtype == dtype or (saved.dtype.kind == "V" and saved.dtype.itemsize == dtype.itemsize)
+    return same and saved.shape == np.shape(leaf)
+
+
+def _like(saved: np.ndarray, leaf: Any) -> Any:
+    """A copy in the type of `leaf`, on its devices."""
+    if isinstance(leaf, np.ndarray | np.generic):
+        return saved if isinstance(leaf, np.ndarray) else saved[()]
+    if isinstance(leaf, bool | int | float | complex):
+        return type(leaf)(saved.item())
+    if _is_key(leaf):
+        return jax.random.wrap_key_data(jnp.array(saved), impl=jax.random.key_impl(leaf))
+    array = jnp.array(saved.view(leaf.dtype) if saved.dtype.kind == "V" else saved)  # NumPy knows no bfloat16
+    return jax.device_put(array, leaf.sharding) if isinstance(leaf, jax.Array) and leaf.committed else array

@@ -1,0 +1,170 @@
+"""A run: metrics and checkpoints in a folder, from which the same program resumes."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.summary import scalar
+
+from shortcutrl._checks import as_size
+from shortcutrl._types import Integer, show, typed
+from shortcutrl.runs import _checkpoint
+from shortcutrl.runs._rows import append_row, as_folder, as_json, load_settings, read_rows, write_whole
+
+
+class Run:
+    """Keep one training in a folder: `settings.json`, `metrics.jsonl`, `checkpoints` and events for TensorBoard.
+
+    A context manager. A program that is killed at any moment and started again resumes from the last checkpoint: start
+    at `run.step` with `run.restore(state)`. Metrics that were logged after that checkpoint are removed, so they have
+    neither gaps nor double rows.
+
+    **Arguments:**
+
+    - `folder`: is made if it does not exist.
+    - `settings`: all that the result depends on: names and values that JSON can keep.
+    - `logger`: `logger(step, values)`, called at each [`log`][shortcutrl.runs.Run.log]: for Weights & Biases,
+      `lambda step, values: wandb.log(values, step=step)`. A run that resumes logs the steps after its last checkpoint
+      again.
+
+    It has `folder`, and `step`, the step of the last checkpoint or 0.
+
+    **Raises:** `ValueError` if the folder holds a run of other settings, or if all its checkpoints are damaged. If only
+    the last one is, the run resumes from the one before, with a warning.
+
+    !!! Example
+
+        ```python
+        import tempfile
+        import jax.numpy as jnp
+        from shortcutrl.runs import Run
+
+        with tempfile.TemporaryDirectory() as folder:
+            for _ in range(2):  # the second resumes: it has nothing left to do
+                with Run(folder, {"updates": 20}) as run:
+                    state = run.restore(jnp.zeros(3))
+                    for step in range(run.step + 10, 21, 10):
+                        state = state + 1
+                        run.log(step, {"mean": state.mean()})
+                        run.save(step, state)
+            assert run.step == 20 and state[0] == 2
+        ```
+    """
+
+    @typed
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        settings: dict[Any, Any],
+        *,
+        logger: Callable[[int, dict[str, float]], Any] | None = None,
+    ):
+        self.folder = as_folder("folder", folder)
+        text = as_json("settings", settings, indent=1, allow_nan=False)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not (path := self.folder / "settings.json").exists():
+            write_whole(path, text)
+        _check_same(self.folder, json.loads(text))
+        self.step = _checkpoint.last_step(self.folder) or 0
+        self._logger = logger
+        rows = [row for row in read_rows(self.folder, "metrics") if _is_metrics(row) and row["step"] <= self.step]
+        write_whole(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
+        (self.folder / "tensorboard").mkdir()
+        # Not a SummaryWriter: its thread dies on a full disk, and the run would wait for it.
+        self._board = EventsWriter(str(self.folder / "tensorboard" / "events"))
+        for row in rows:
+            self._show(**row)
+        self._board.flush()
+
+    @typed
+    def restore(self, state: Any) -> Any:
+        """Load the checkpoint of `step`, as [`load_checkpoint`][shortcutrl.runs.load_checkpoint] does.
+
+        **Arguments:**
+
+        - `state`: the initial state.
+
+        **Returns:** the saved state, or `state` if there is no checkpoint.
+        """
+        return state if self.step == 0 else _checkpoint.read(self.folder, self.step, state)
+
+    @typed
+    def log(self, step: Integer, values: dict[Any, Any]) -> None:
+        """Append a row to `metrics.jsonl`, to TensorBoard's events and to the `logger`.
+
+        **Arguments:**
+
+        - `step`: at least 1, in the order of time.
+        - `values`: numbers by name, such as `info._asdict()`.
+        """
+        step, row = as_size("step", step), {name: _as_float(name, value) for name, value in values.items()}
+        append_row(self.folder, "metrics", {"step": step, **row})
+        self._show(step, **row)
+        self._board.flush()
+        if self._logger is not None:
+            self._logger(step, row)
+
+    @typed
+    def save(self, step: Integer, state: Any) -> None:
+        """Write a checkpoint, whole or not at all. The last two are kept.
+
+        **Arguments:**
+
+        - `step`: higher than the step of the last checkpoint.
+        - `state`: a pytree of arrays and numbers; other leaves are not saved.
+        """
+        if (step := as_size("step", step)) <= self.step:
+            raise ValueError(f"`step` must be higher than {self.step}, the step of the last checkpoint, got {step}.")
+        _checkpoint.write(self.folder, step, state)
+        self.step = step
+
+    def close(self) -> None:
+        """Close TensorBoard's events."""
+        self._board.close()
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _show(self, step: int, **values: float) -> None:
+        for name, value in values.items():
+            self._board.write_event(Event(step=step, wall_time=time.time(), summary=scalar(name, value)))
+
+
+def _check_same(folder: Any, settings: dict[str, Any]) -> None:
+    """The run in the folder was made with these settings."""
+    now, was = dict(_flat(settings)), dict(_flat(load_settings(folder)))
+    if changed := [name for name in {**was, **now} if name not in was or name not in now or was[name] != now[name]]:
+        before, after = ({name: each[name] for name in changed if name in each} for each in (was, now))
+        raise ValueError(
+            f"`settings`: {folder} holds a run with {before}, not {after}. Choose another folder, or delete it."
+        )
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> Any:
+    for name, value in settings.items():
+        yield from _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
+
+
+def _is_metrics(row: dict[str, Any]) -> bool:
+    return all(isinstance(value, int | float) for value in row.values()) and isinstance(row.get("step"), int)
+
+
+def _as_float(name: Any, value: Any) -> float:
+    if not isinstance(name, str) or name == "step":
+        raise ValueError(f"`values` must have names other than 'step', got {show(name)}.")
+    try:
+        if isinstance(value, int | float) or (np.shape(value) == () and np.asarray(value).dtype.kind in "biufV"):
+            return float(value)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise TypeError(f"`values` must be numbers, got {show(value)} for {name!r}.")
