@@ -58,7 +58,8 @@ def main(
     print(f"{'k':>2} {'gap':>8} {'distance':>8} {'gain':>8} {'doubt':>8}")
     for k in [2**i for i in range(int(config.num_steps).bit_length())]:
         values = measure(state, batch, noise, config=config, k=k)
-        told = ["-" if name == "gap" and k == config.num_steps else f"{value:.3f}" for name, value in values.items()]
+        told = [f"{values[name]:.3f}" for name in ("gap", "distance", "gain", "doubt")]
+        told[0] = told[0] if k < config.num_steps else "-"
         print(f"{k:>2}", *(f"{value:>8}" for value in told))
 
 

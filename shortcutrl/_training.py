@@ -195,6 +195,8 @@ def check_batch(batch: Transition) -> None:
         if not isinstance(value, jax.Array | np.ndarray) or value.ndim != rank:
             shape = "(batch, action)" if rank == 2 else "(batch,)"
             raise ValueError(f"`batch.{name}` must have shape {shape}, got {show(value)}.")
+        if not _checks.is_real(value):
+            raise TypeError(f"`batch.{name}` must be an array of real numbers, got {show(value)}. Convert it.")
     if not jnp.issubdtype(batch.action.dtype, jnp.floating):
         raise TypeError(f"`batch.action` is {batch.action.dtype}. Convert it: actions are floats.")
     _checks.check_leading_axis("batch", batch)

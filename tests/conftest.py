@@ -21,6 +21,14 @@ def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "error")
 
 
+@pytest.fixture
+def without_x64():
+    """JAX as its users have it, for what differs."""
+    jax.config.update("jax_enable_x64", False)
+    yield
+    jax.config.update("jax_enable_x64", True)
+
+
 @pytest.fixture(scope="session")
 def home(tmp_path_factory):
     """A home folder for the examples, so that they share datasets and compiled programs."""

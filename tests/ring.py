@@ -21,15 +21,16 @@ def sample(key, size):
     return Transition(obs, action, action[:, 0], zeros, obs, action)
 
 
-def train(module, config, *, updates=1200, learning_rate=3e-3, seed=0):
+def train(module, config, *, updates=800, learning_rate=3e-3, seed=0):
     """The state of a small agent of an algorithm's module after some seconds of training."""
-    networks = module.networks(sample(jax.random.key(0), 1), width=64, depth=2, key=jax.random.key(seed))
+    networks = module.networks(sample(jax.random.key(0), 1), width=32, depth=2, key=jax.random.key(seed))
+    networks = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), networks)
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, updates))
     options = {"config": config, "optimizers": [optimizer] * len(networks)}
 
     def step(state, key):
         batch_key, update_key = jax.random.split(key)
-        return module.update(state, sample(batch_key, 128), key=update_key, **options)[0], None
+        return module.update(state, sample(batch_key, 64), key=update_key, **options)[0], None
 
     scan = jax.jit(lambda state, keys: jax.lax.scan(step, state, keys)[0])
     return scan(module.init(networks, **options), jax.random.split(jax.random.key(seed + 1), updates))

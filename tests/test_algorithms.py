@@ -437,7 +437,9 @@ def test_one_optimizer_for_each_network(module):
     for bad in NOT_OPTIMIZERS.values():
         for call in (
             lambda bad: module.init(networks(module), config=small(module), optimizers=bad),
-            lambda bad: module.update(state, transitions(), config=small(module), optimizers=bad, key=KEY),
+            lambda bad: jax.eval_shape(
+                partial(module.update, config=small(module), optimizers=bad), state, transitions(), key=KEY
+            ),
         ):
             with pytest.raises(TypeError, match=r"`optimizers(\.\w+)?` must be"):
                 call(bad)

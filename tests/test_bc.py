@@ -118,6 +118,14 @@ def test_noise_of_any_structure_is_set_to_zero():
         noiseless(lambda obs, noise: jnp.ones(()), None, noise)
 
 
+def test_a_policy_of_float64_fits_data_of_float32():
+    state, batch = problem(0)
+    batch = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), batch)
+    loss, _ = bc.policy_loss(jax.tree.map(jnp.asarray, state.policy), state, batch, bc.Draws(), config=CONFIG)
+    assert loss.dtype == jnp.float32
+    np.testing.assert_allclose(loss, oracle(state.policy, state, batch, bc.Draws(), CONFIG)[0], rtol=1e-5)
+
+
 def test_the_published_defaults():
     assert bc.Config() == bc.Config((-1.0, 1.0))
 

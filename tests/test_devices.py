@@ -70,19 +70,19 @@ def test_two_processes_are_one(home, alone, tmp_path):
 AGENTS = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from shortcutrl import Transition, nn, sorl
+from functools import partial
+from shortcutrl import Transition, sorl
 
-config = sorl.Config(num_steps=4, max_jumps=2)
+batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
+options = {"config": sorl.Config(num_steps=4, max_jumps=2), "optimizers": sorl.OPTIMIZERS}
 
 def start(key):
-    policy = nn.ShortcutPolicy(3, 2, width=16, depth=2, key=key)
-    return sorl.init(policy, nn.EnsembleCritic(3, 2, width=16, depth=2, key=key), config=config)
+    return sorl.init(sorl.networks(batch, width=16, depth=2, key=key), **options)
 
 @jax.jit
 def train(states, keys):
-    batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
-    jumps = sorl.draw_jumps(jax.random.key(1), config=config)
-    return jax.vmap(lambda state, key: sorl.update(state, batch, config=config, key=key, jumps=jumps))(states, keys)
+    step = partial(sorl.update, **options, jumps_key=jax.random.key(1))
+    return jax.vmap(lambda state, key: step(state, batch, key=key))(states, keys)
 
 keys = jax.random.split(jax.random.key(0), 16)
 states = jax.vmap(start)(keys)

@@ -27,6 +27,7 @@ from shortcutrl import (
 )
 
 SEED, SIZE = 3, 2
+SCHEDULE = partial(vp_schedule, beta_max=10.0)
 times = st.floats(0.01, 1)
 rates = st.tuples(st.floats(0, 1), st.floats(1, 20))
 dtypes = st.sampled_from(["float32", "float64"])
@@ -62,10 +63,6 @@ class Data(NamedTuple):
         """Pairs (action, noise) and weights that have the moments of the data and the noise up to the second."""
         points = np.concatenate([np.eye(2 * SIZE), -np.eye(2 * SIZE)]) * np.sqrt(2 * SIZE)
         return self.mean + self.std * points[:, :SIZE], points[:, SIZE:]
-
-
-def jitted(function, *args):
-    return jax.jit(function)(*args)
 
 
 def close(got, expected, size, *, slack=1.0):
@@ -169,6 +166,17 @@ class Affine(eqx.Module):
         return self.slope * x + self.shift
 
 
+@partial(jax.jit, static_argnums=0)
+def expected_denoising(loss, denoiser, pairs, t):
+    """The mean over pairs of an action and its noise, and its gradient."""
+
+    def mean(denoiser):
+        of = partial(loss, denoiser, None, schedule=SCHEDULE)
+        return jax.vmap(of, in_axes=(0, 0, None))(*pairs, t).mean()
+
+    return jax.value_and_grad(mean)(denoiser)
+
+
 def exact_at(data, t, schedule):
     zero, one = np.zeros(SIZE), np.ones(SIZE)
     predict = data.denoiser(schedule)
@@ -182,15 +190,9 @@ def assert_minimum(loss, seed, t, *, slack=1.0):
     What is left is Var[z | x_t] = ᾱ std² / (ᾱ std² + 1 - ᾱ).
     """
     rng = np.random.default_rng(seed)
-    data, schedule = Data.random(rng), partial(vp_schedule, beta_max=10.0)
-    action, noise = map(jnp.asarray, data.exactly())
-
-    def expected(denoiser):
-        of = partial(loss, denoiser, None, schedule=schedule)
-        return jax.vmap(of, in_axes=(0, 0, None))(action, noise, t).mean()
-
-    value, grad = jitted(jax.value_and_grad(expected), exact_at(data, t, schedule))
-    signal = np.exp(schedule(t))
+    data = Data.random(rng)
+    value, grad = expected_denoising(loss, exact_at(data, t, SCHEDULE), data.exactly(), t)
+    signal = np.exp(SCHEDULE(t))
     left = signal * data.std**2 / (signal * data.std**2 + 1 - signal)
     close(value, left.mean(), 1000, slack=slack)
     for leaf in jax.tree.leaves(grad):
@@ -243,21 +245,26 @@ def test_the_exact_denoiser_is_the_score():
 # ------------------------------------------------------------------------------------- score distillation
 
 
+@partial(jax.jit, static_argnums=0)
+def slopes(loss, denoiser, action, noise, t):
+    """The gradient of a score distillation loss into the denoiser, and that into the action."""
+    of = lambda denoiser, action: loss(denoiser, None, action, noise, t, schedule=vp_schedule)
+    return jax.grad(of, argnums=(0, 1))(denoiser, action)
+
+
 def assert_distillation(loss, seed, t, *, slack=1.0):
     """The gradient is (1 - ᾱ) (ε(x_t) - z); over the noise it is that of the known mean; none reaches the denoiser."""
     rng = np.random.default_rng(seed)
     data, action, noise = Data.random(rng), rng.normal(size=SIZE), rng.normal(size=SIZE)
     exact, signal = exact_at(data, t, vp_schedule), np.exp(vp_schedule(t))
-    of = lambda denoiser, action, noise: loss(denoiser, None, action, noise, t, schedule=vp_schedule)
-    gradient = jax.jit(jax.grad(of, argnums=(0, 1)))
-    into, got = gradient(exact, jnp.asarray(action), jnp.asarray(noise))
+    into, got = slopes(loss, exact, action, noise, t)
     x = np.sqrt(signal) * action + np.sqrt(1 - signal) * noise
     predicted = exact.slope * x + exact.shift
     close(got, (1 - signal) * (predicted - noise), 1000, slack=slack)
-    both = (gradient(exact, jnp.asarray(action), z)[1] for z in jnp.stack([noise, -noise]))
+    opposite = slopes(loss, exact, action, -noise, t)[1]
     spread = signal * data.std**2 + 1 - signal
     mean = (1 - signal) * np.sqrt(1 - signal) * np.sqrt(signal) * (action - data.mean) / spread
-    close(sum(both) / 2, mean, 1000, slack=slack)
+    close((got + opposite) / 2, mean, 1000, slack=slack)
     for leaf in jax.tree.leaves(into):
         close(leaf, 0, 1.0, slack=slack)
 
@@ -311,11 +318,10 @@ def posterior(x, action, before, after):
 def assert_step(sample, seed, steps, *, slack=1.0):
     """From a start, the first of `steps` steps: the posterior's mean at the predicted action, and the variance β."""
     rng = np.random.default_rng(seed)
-    data, schedule = Data.random(rng), partial(vp_schedule, beta_max=10.0)
+    data = Data.random(rng)
     start, noise = rng.normal(size=(2, SIZE))
-    # The steps after the first are undone: the denoiser of these is linear and known.
-    before, after = np.exp(schedule(1 - 1 / steps)), np.exp(schedule(1.0))
-    predicted = data.denoiser(schedule)(None, start, 1.0)
+    before, after = np.exp(SCHEDULE(1 - 1 / steps)), np.exp(SCHEDULE(1.0))
+    predicted = data.denoiser(SCHEDULE)(None, start, 1.0)
     action = (start - np.sqrt(1 - after) * predicted) / np.sqrt(after)
     mean, variance = posterior(start, action, before, after)
     beta = 1 - after / before
@@ -323,14 +329,14 @@ def assert_step(sample, seed, steps, *, slack=1.0):
     expected = mean + np.sqrt(beta) * noise
 
     seen = []
-    exact = data.denoiser(schedule)
+    exact = data.denoiser(SCHEDULE)
 
     def spy(obs, x, t):
         seen.append((x, t))
         return exact(obs, x, t)
 
     rows = jnp.asarray([start, noise, *np.zeros((steps - 2, SIZE))])
-    sample(spy, None, rows, steps=steps, schedule=schedule)
+    sample(spy, None, rows, steps=steps, schedule=SCHEDULE)
     (first, t), (second, s) = seen[:2]
     close(first, start, 1.0, slack=slack)
     close(t, 1.0, 1.0, slack=slack)
@@ -338,16 +344,25 @@ def assert_step(sample, seed, steps, *, slack=1.0):
     close(s, 1 - 1 / steps, 1.0, slack=slack)
 
 
-@given(seed=seeds, steps=st.integers(2, 8))
+@given(seed=seeds, steps=st.sampled_from([2, 5]))
 def test_a_step_of_the_sampler(seed, steps):
     assert_step(ddpm_sample, seed, steps)
+
+
+@partial(jax.jit, static_argnames=("sample", "steps", "schedule"))
+def moments(sample, data, steps, schedule=SCHEDULE):
+    """The mean and the variance of samples that are affine in the noise."""
+    sampler = partial(sample, data.denoiser(schedule), None, steps=steps, schedule=schedule)
+    flat = jnp.zeros((steps, SIZE))
+    jacobian = jax.jacobian(sampler)(flat)
+    return sampler(flat), jnp.einsum("atb,atb->a", jacobian, jacobian)
 
 
 def assert_distribution(sample, seed, steps, *, slack=1.0):
     """The mean and the variance of the samples, by recursion: each step is affine in x."""
     rng = np.random.default_rng(seed)
-    data, schedule = Data.random(rng), partial(vp_schedule, beta_max=10.0)
-    signal = [np.exp(float(schedule(i / steps))) for i in range(steps + 1)]
+    data = Data.random(rng)
+    signal = [np.exp(float(SCHEDULE(i / steps))) for i in range(steps + 1)]
     mean, variance = np.zeros(SIZE), np.ones(SIZE)
     for i in range(steps, 0, -1):
         alpha = signal[i] / signal[i - 1]
@@ -356,12 +371,9 @@ def assert_distribution(sample, seed, steps, *, slack=1.0):
         mean = (mean - pull * slope * (mean - np.sqrt(signal[i]) * data.mean)) / np.sqrt(alpha)
         variance = (1 - pull * slope) ** 2 / alpha * variance + (1 - alpha) * (i > 1)
 
-    sampler = partial(sample, data.denoiser(schedule), None, steps=steps, schedule=schedule)
-    flat = jnp.zeros((steps, SIZE))
-    jacobian = jitted(jax.jacobian(sampler), flat)
-    spread = jnp.einsum("atb,atb->a", jacobian, jacobian)
-    close(jitted(sampler, flat), mean, 1000, slack=slack)
-    close(spread, variance, 1000, slack=slack)
+    got_mean, got_variance = moments(sample, data, steps)
+    close(got_mean, mean, 1000, slack=slack)
+    close(got_variance, variance, 1000, slack=slack)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 20])
@@ -370,7 +382,7 @@ def test_the_distribution_of_samples(steps, seed):
     assert_distribution(ddpm_sample, seed, steps)
 
 
-def another_sampler(variance="beta", shift=0, last=False, root=jnp.sqrt, level=0, scale=-0.5):
+def another_sampler(variance="beta", shift=0, last=False, root=jnp.sqrt, level=0, scale=-0.5, clip_at=range(100)):
     def sample(denoiser, obs, noise, *, steps, schedule, clip=None):
         x = noise[0]
         for i in range(steps, 0, -1):
@@ -384,6 +396,7 @@ def another_sampler(variance="beta", shift=0, last=False, root=jnp.sqrt, level=0
             spread = {"beta": beta, "posterior": posterior, "beta²": beta**2}[variance]
             if i > 1 or last:
                 x = x + jnp.sqrt(spread) * noise[(steps + 1 - i) % steps]
+            x = jnp.clip(x, *clip) if clip and i in clip_at else x
         return x
 
     return sample
@@ -410,42 +423,29 @@ def test_a_wrong_sampler_is_caught(mutant):
     assert_caught(assert_distribution, mutant, SEED, 5)
 
 
-@given(seed=seeds)
-def test_standard_normal_data_is_sampled_exactly_but_for_the_last_step(seed):
+def test_standard_normal_data_is_sampled_exactly_but_for_the_last_step():
     """There β is the variance of x_s given x_t; the last step, without noise, gives the mean of the action."""
-    data, schedule, steps = Data(np.zeros(SIZE), np.ones(SIZE)), partial(vp_schedule, beta_max=10.0), 6
-    noise = jnp.asarray(np.random.default_rng(seed).normal(size=(steps, SIZE)))
-    sampler = partial(ddpm_sample, data.denoiser(schedule), None, steps=steps, schedule=schedule)
-    jacobian = jitted(jax.jacobian(sampler), noise)
-    last = np.exp(schedule(1 / steps))
-    np.testing.assert_allclose(jnp.einsum("atb,atb->a", jacobian, jacobian), last, rtol=1e-10)
+    _, variance = moments(ddpm_sample, Data(np.zeros(SIZE), np.ones(SIZE)), 5)
+    np.testing.assert_allclose(variance, np.exp(SCHEDULE(1 / 5)), rtol=1e-10)
 
 
 def test_many_steps_approach_the_data():
     data = Data(np.array([0.4, -0.7]), np.array([0.3, 0.9]))
-    sampler = partial(ddpm_sample, data.denoiser(vp_schedule), None, steps=200, schedule=vp_schedule)
-    flat = jnp.zeros((200, SIZE))
-    jacobian = jitted(jax.jacobian(sampler), flat)
-    np.testing.assert_allclose(jitted(sampler, flat), data.mean, atol=0.03)
-    np.testing.assert_allclose(jnp.sqrt(jnp.einsum("atb,atb->a", jacobian, jacobian)), data.std, rtol=0.05)
+    mean, variance = moments(ddpm_sample, data, 200, vp_schedule)
+    np.testing.assert_allclose(mean, data.mean, atol=0.03)
+    np.testing.assert_allclose(jnp.sqrt(variance), data.std, rtol=0.05)
 
 
 @pytest.mark.parametrize("steps", [5, 20])
 def test_the_sampler_clips_after_each_step(steps):
-    data, schedule = Data(np.array([0.4, -3.0]), np.array([0.3, 0.9])), vp_schedule
-    seen = []
-
-    def denoiser(obs, x, t):
-        jax.debug.callback(lambda x: seen.append(np.abs(x).max()), x)
-        return data.denoiser(schedule)(obs, x, t)
-
+    data = Data(np.array([0.4, -3.0]), np.array([0.3, 0.9]))
     noise = 3 * jnp.asarray(np.random.default_rng(0).normal(size=(steps, SIZE)))
-    action = ddpm_sample(denoiser, None, noise, steps=steps, schedule=schedule, clip=(-1.0, 1.0))
-    jax.effects_barrier()
-    assert jnp.abs(action).max() == 1
-    assert seen[0] > 1, "the start is not clipped"
-    assert max(seen[1:]) <= 1
-    assert len(seen) == steps
+
+    def act(sample):
+        return sample(data.denoiser(SCHEDULE), None, noise, steps=steps, schedule=SCHEDULE, clip=(-1.0, 1.0))
+
+    np.testing.assert_allclose(act(ddpm_sample), act(another_sampler()), atol=1e-10)
+    assert np.abs(act(ddpm_sample) - act(another_sampler(clip_at={1}))).max() > 0.01
 
 
 # ------------------------------------------------------------------------------------- noise levels
@@ -522,15 +522,25 @@ def test_a_wrong_consistency_function_is_caught(mutant):
     assert_caught(assert_function, mutant, SEED, 0.7)
 
 
-@given(seed=seeds, dtype=dtypes)
-def test_the_boundary_holds_for_every_network(seed, dtype):
-    rng = np.random.default_rng(seed)
-    x = jnp.asarray(rng.normal(size=SIZE), dtype)
-    network = nn.ResidualDenoiser(1, SIZE, width=8, blocks=1, key=jax.random.key(seed))
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_boundary_holds_for_every_network(dtype):
+    network = nn.ResidualDenoiser(1, SIZE, width=8, blocks=1, key=jax.random.key(0))
+    x = jnp.array([0.3, -1.7], dtype)
     np.testing.assert_array_equal(consistency_function(network, jnp.ones(1), x, 0.002), x)
 
 
 # ------------------------------------------------------------------------------------- consistency training
+
+
+@partial(jax.jit, static_argnums=0)
+def expected_consistency(loss, models, pairs, low, high):
+    """The mean over pairs of an action and its noise, and its gradient into both models."""
+
+    def mean(models):
+        of = partial(loss, *models, None)
+        return jax.vmap(of, in_axes=(0, 0, None, None))(*pairs, low, high).mean()
+
+    return jax.value_and_grad(mean)(models)
 
 
 def assert_euler(loss, seed, low, high, *, slack=1.0):
@@ -540,16 +550,10 @@ def assert_euler(loss, seed, low, high, *, slack=1.0):
     is Var[x_1 | x_2].
     """
     data = Data.random(np.random.default_rng(seed))
-    action, noise = map(jnp.asarray, data.exactly())
     slope = (data.std**2 + low * high) / (data.std**2 + high**2)
     model = Affine(slope, (1 - slope) * data.mean)
     teacher = Affine(np.ones(SIZE), np.zeros(SIZE))
-
-    def expected(models):
-        of = partial(loss, *models, None)
-        return jax.vmap(of, in_axes=(0, 0, None, None))(action, noise, low, high).mean()
-
-    value, (grad, into) = jitted(jax.value_and_grad(expected), (model, teacher))
+    value, (grad, into) = expected_consistency(loss, (model, teacher), data.exactly(), low, high)
     left = data.std**2 + low**2 - (data.std**2 + low * high) ** 2 / (data.std**2 + high**2)
     rounding = 1e3 * (1 + high) ** 2
     close(value, left.mean(), rounding, slack=slack)
@@ -609,6 +613,15 @@ def test_training_between_close_levels_gives_the_exact_function():
 # ------------------------------------------------------------------------------------- samples in few steps
 
 
+@partial(jax.jit, static_argnums=0)
+def few_step_moments(sample, data, levels):
+    """The mean and the variance of samples that are affine in the noise."""
+    sampler = partial(sample, data.consistent, None, levels=levels)
+    flat = jnp.zeros((len(levels), SIZE))
+    jacobian = jax.jacobian(sampler)(flat)
+    return sampler(flat), jnp.einsum("atb,atb->a", jacobian, jacobian)
+
+
 def assert_samples(sample, seed, levels, *, slack=1.0):
     """The mean and the variance of samples of the exact model, by recursion."""
     data = Data.random(np.random.default_rng(seed))
@@ -617,14 +630,12 @@ def assert_samples(sample, seed, levels, *, slack=1.0):
         variance = level**2 * np.ones(SIZE) if i == 0 else variance + level**2 - 0.002**2
         shrink = (data.std**2 + 0.002**2) / (data.std**2 + level**2)
         mean, variance = data.mean + np.sqrt(shrink) * (mean - data.mean), shrink * variance
-    sampler = partial(sample, data.consistent, None, levels=levels)
-    flat = jnp.zeros((len(levels), SIZE))
-    jacobian = jitted(jax.jacobian(sampler), flat)
-    close(jitted(sampler, flat), mean, 1e4, slack=slack)
-    close(jnp.einsum("atb,atb->a", jacobian, jacobian), variance, 1e4, slack=slack)
+    got_mean, got_variance = few_step_moments(sample, data, levels)
+    close(got_mean, mean, 4, slack=slack)
+    close(got_variance, variance, 4, slack=slack)
 
 
-@given(seed=seeds, levels=st.lists(levels, min_size=1, max_size=4).map(tuple))
+@given(seed=seeds, levels=st.lists(levels, min_size=1, max_size=3).map(tuple))
 def test_the_distribution_of_few_step_samples(seed, levels):
     assert_samples(consistency_sample, seed, levels)
 
@@ -655,7 +666,7 @@ WRONG_FEW_STEPS = {
 
 @each(WRONG_FEW_STEPS)
 def test_wrong_few_steps_are_caught(mutant):
-    assert_caught(assert_samples, mutant, SEED, (80.0, 0.5))
+    assert_caught(assert_samples, mutant, SEED, (0.02, 0.01))
 
 
 def test_few_steps_are_clipped_at_the_end_alone():
@@ -745,8 +756,8 @@ BAD = {
         "`levels` must be in",
     ),
     "a position beyond the end": (lambda: noise_level(1.1), ValueError, "`position` must be in"),
-    "blocks of a flag": (
-        lambda: nn.ResidualDenoiser(1, 1, blocks=True, key=jax.random.key(0)),
+    "no blocks": (
+        lambda: nn.ResidualDenoiser(1, 1, blocks=0, key=jax.random.key(0)),
         ValueError,
         "`blocks` must be an integer",
     ),

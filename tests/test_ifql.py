@@ -232,5 +232,5 @@ def test_one_candidate_keeps_all_modes_and_the_best_of_many_takes_one():
     one = ring.act(ifql.actor(state, config=CONFIG, n=1))
     assert ring.shares(one).min() > 0.1
     best = ring.act(ifql.actor(state, config=CONFIG), shape=(32, 2))
-    assert ring.shares(best)[0] > 0.9
+    assert ring.shares(best)[0] > 0.75 > 0.35 > ring.shares(one)[0]
     assert ring.strays(best) < ring.strays(one)

@@ -78,7 +78,7 @@ def test_numpy_arrays_are_ordinary():
     step = Transition(obs, x, np.float64(1.0), 1.0, obs.astype(np.float32))
     calls = [
         lambda v: jump(v(x), 0.0, 1.0),
-        lambda v: roll(v(x), k=2, clip=(v(-x**2 - 1), v(x**2 + 1))),
+        lambda v: roll(v(x), k=2, clip=(v(-(x**2) - 1), v(x**2 + 1))),
         lambda v: match(v(x), v(x), 0.5, h=0.0),
         lambda v: agree(v(x), v(x), 0.5, 0.5),
         lambda v: both(v(x), num_steps=4, key=KEY)[0],

@@ -230,6 +230,16 @@ def test_a_wrong_loss_is_caught(mutant):
 # ------------------------------------------------------------------- what training reaches
 
 
+@pytest.mark.parametrize("config", [AWR, DDPGBC], ids=lambda config: config.policy)
+def test_networks_of_float64_fit_data_of_float32(config):
+    state, batch = problem(SEED)
+    oracle = awr_oracle if config is AWR else ddpgbc_oracle
+    batch = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), batch)
+    networks = jax.tree.map(jnp.asarray, state)
+    loss, _ = iql.policy_loss(networks.policy, networks, batch, DRAWS, config=config)
+    np.testing.assert_allclose(loss, oracle(state.policy, state, batch, DRAWS, config)[0], rtol=1e-5)
+
+
 def test_the_published_defaults():
     assert iql.Config() == iql.Config("awr", 10.0, 0.9, 0.99, 0.005, (-1.0, 1.0))
 

@@ -11,17 +11,14 @@ import pytest
 
 from shortcutrl import Transition, nn, q_loss, rollout_k, sorl
 
-update = jax.jit(sorl.update, static_argnames="config")
+NETWORKS = sorl.Config(num_steps=2, max_jumps=2, tau=0.1, q_weight=1.0)
+OPTIONS = {"config": NETWORKS, "optimizers": sorl.Networks(optax.adam(1e-2), optax.adam(1e-2))}
 
-NETWORKS = sorl.Config(num_steps=2, max_jumps=2, optimizer=optax.adam(1e-2), tau=0.1, q_weight=1.0)
+train = jax.jit(partial(sorl.update, **OPTIONS))
 
 
-def start(key, condition_on_k=True):
-    policy_key, critic_key = jax.random.split(key)
-    options = {"width": 8, "depth": 1}
-    policy = nn.ShortcutPolicy(3, 2, **options, key=policy_key)
-    critic = nn.EnsembleCritic(3, 2, **options, condition_on_k=condition_on_k, key=critic_key)
-    return sorl.init(policy, critic, config=NETWORKS)
+def start(key):
+    return sorl.init(sorl.networks(random_batch(), width=8, depth=1, key=key), **OPTIONS)
 
 
 def random_batch(seed=0, n=4):
@@ -30,7 +27,6 @@ def random_batch(seed=0, n=4):
     return Transition(draw(n, 3), draw(n, 2), draw(n), jnp.asarray(rng.integers(0, 2, n), float), draw(n, 3))
 
 
-train = partial(update, config=NETWORKS)
 close = lambda a, b: jax.tree.all(jax.tree.map(lambda x, y: jnp.allclose(x, y, rtol=1e-8, atol=1e-10), a, b))
 
 
@@ -55,9 +51,9 @@ def test_scanned_is_stepped():
 
 
 def test_the_state_can_be_donated():
-    donating = jax.jit(partial(sorl.update, config=NETWORKS), donate_argnums=0)
-    mine = start(jax.random.key(0))
-    state = sorl.init(mine.policy, mine.critic, config=NETWORKS)
+    donating = jax.jit(partial(sorl.update, **OPTIONS), donate_argnums=0)
+    mine = sorl.networks(random_batch(), width=8, depth=1, key=jax.random.key(0))
+    state = sorl.init(mine, **OPTIONS)
     for seed in range(2):
         state, info = donating(state, random_batch(), key=jax.random.key(seed))
     assert jnp.isfinite(info.td)
@@ -85,35 +81,30 @@ def agents(count):
     return keys, jax.jit(jax.vmap(start))(keys)
 
 
+SHARED = jax.random.key(5)
+
+
 def test_agents_that_share_their_jumps_are_the_loop():
     keys, states = agents(3)
-    jumps = sorl.draw_jumps(jax.random.key(1), config=NETWORKS)
-    together = jax.jit(jax.vmap(lambda state, key: train(state, random_batch(), key=key, jumps=jumps)))(states, keys)
+    step = lambda state, key: train(state, random_batch(), key=key, jumps_key=SHARED)
+    together = jax.jit(jax.vmap(step))(states, keys)
     for i, key in enumerate(keys):
-        alone = train(start(key), random_batch(), key=key, jumps=jumps)
+        alone = step(start(key), key)
         assert close(jax.tree.map(lambda leaf, i=i: leaf[i], together), alone)
 
 
-def test_the_jumps_that_are_given_are_those_that_are_taken():
-    """As the critic sees them: it learns of `td`, and the policy's improvement depends on `improvement`."""
-    of = lambda td, improvement: train(
-        start(jax.random.key(0)),
-        random_batch(),
-        key=jax.random.key(1),
-        jumps=sorl.Jumps(jnp.asarray(td), jnp.asarray(improvement)),
-    )
-    (one, info), (other, _), (_, info_other) = of(1, 1), of(1, 2), of(2, 1)
-    assert close(one.critic, other.critic)
-    assert not close(one.policy, other.policy)
-    assert info.td != info_other.td
-
-
-@pytest.mark.parametrize("k", [0, 3, 4])
-def test_jumps_that_are_not_trained_are_refused(k):
-    with pytest.raises(ValueError, match=rf"`jumps.improvement` must be one of 1, 2, got {k}"):
-        sorl.update(
-            start(jax.random.key(0)), random_batch(), config=NETWORKS, key=jax.random.key(1), jumps=sorl.Jumps(1, k)
-        )
+def test_a_shared_key_is_the_key_of_the_jumps_alone():
+    """Over shared keys the update takes one of four results, one for each pair of numbers of jumps."""
+    state, key = start(jax.random.key(0)), jax.random.key(1)
+    results = {}
+    for seed in range(12):
+        jumps = sorl.draw(key, random_batch(), config=NETWORKS, jumps_key=jax.random.key(seed))[:2]
+        _, info = train(state, random_batch(), key=key, jumps_key=jax.random.key(seed))
+        results.setdefault(tuple(map(int, jumps)), []).append((float(info.td), float(info.q_loss)))
+    assert len(results) == 4
+    for same in results.values():
+        np.testing.assert_allclose(same, [same[0]] * len(same), rtol=1e-12)
+    assert len({td for (td, _), *_ in results.values()}) == 2  # the critic sees its own number of jumps alone
 
 
 def computes_every_branch(share):
@@ -121,10 +112,9 @@ def computes_every_branch(share):
     keys, states = agents(2)
 
     def updates(states, key):
-        jumps = sorl.draw_jumps(key, config=NETWORKS) if share else None
-        return jax.vmap(lambda state, key: sorl.update(state, random_batch(), config=NETWORKS, key=key, jumps=jumps))(
-            states, keys
-        )
+        jumps_key = key if share else None
+        step = partial(sorl.update, **OPTIONS, jumps_key=jumps_key)
+        return jax.vmap(lambda state, key: step(state, random_batch(), key=key))(states, keys)
 
     return " cond[" not in str(jax.make_jaxpr(updates)(states, jax.random.key(1)))
 
@@ -153,31 +143,40 @@ def test_memory_grows_with_the_jumps_and_no_faster():
     """By what the backward pass keeps of each forward pass."""
     policy = nn.ShortcutPolicy(3, 2, width=64, depth=2, key=jax.random.key(0))
     critic = nn.EnsembleCritic(3, 2, width=8, depth=1, key=jax.random.key(1))
+    inputs = jnp.ones((64, 3)), jnp.ones((64, 2))
 
     def memory(k):
-        loss = lambda policy: jax.vmap(partial(q_loss, policy, critic, k=k))(jnp.ones((64, 3)), jnp.ones((64, 2)))[0]
-        return jax.jit(jax.grad(lambda policy: loss(policy).sum())).lower(policy).compile().memory_analysis()
+        def loss(policy):
+            losses, _ = jax.vmap(partial(q_loss, partial(rollout_k, policy, k=k), critic))(*inputs)
+            return losses.sum()
+
+        return jax.jit(jax.grad(loss)).lower(policy).compile().memory_analysis()
 
     two, four, eight = (memory(k).temp_size_in_bytes for k in (2, 4, 8))
     assert 0 < eight - four <= 2.1 * (four - two)
 
 
-def update_through_8_jumps(remat):
-    """Its result, and the bytes that it holds for a while."""
+def gradient_through_8_jumps(remat):
+    """The gradient of the policy's loss, and the bytes that it holds for a while."""
     config = dataclasses.replace(NETWORKS, num_steps=8, max_jumps=8, remat=remat)
-    policy_key, critic_key, key = jax.random.split(jax.random.key(0), 3)
-    policy = nn.ShortcutPolicy(3, 2, width=64, depth=3, key=policy_key)
-    critic = nn.EnsembleCritic(3, 2, width=8, depth=1, key=critic_key)
-    jumps = sorl.Jumps(td=1, improvement=8)
-    arguments = sorl.init(policy, critic, config=config), random_batch(n=64)
-    compiled = jax.jit(partial(sorl.update, config=config, jumps=jumps, key=key)).lower(*arguments).compile()
+    networks = sorl.networks(random_batch(), width=64, depth=3, key=jax.random.key(0))
+    state, batch = sorl.init(networks, **OPTIONS), random_batch(n=64)
+    draws = sorl.draw(jax.random.key(1), batch, config=config)
+
+    @jax.jit
+    @jax.grad
+    def gradient(policy, state, batch, draws):
+        return sorl.policy_loss(policy, state, batch, draws._replace(q_k=8), config=config)[0]
+
+    arguments = state.policy, state, batch, draws
+    compiled = gradient.lower(*arguments).compile()
     return compiled(*arguments), compiled.memory_analysis().temp_size_in_bytes
 
 
 @pytest.mark.usefixtures("_optimised")
-def test_jumps_computed_anew_are_the_same_from_less_memory():
-    (kept, much), (anew, little) = update_through_8_jumps(remat=False), update_through_8_jumps(remat=True)
-    assert close(kept, anew)
+def test_jumps_computed_again_give_the_same_from_less_memory():
+    (stored, much), (again, little) = gradient_through_8_jumps(remat=False), gradient_through_8_jumps(remat=True)
+    assert close(stored, again)
     assert little < 0.6 * much
 
 
@@ -186,14 +185,13 @@ def test_jumps_computed_anew_are_the_same_from_less_memory():
 
 def test_a_loop_compiles_once():
     """The state that comes out of an update is like the one that went in, down to weak types."""
-    updates = jax.jit(partial(sorl.update, config=NETWORKS))
-    state = sorl.init(*start(jax.random.key(0))[:2], config=NETWORKS)
+    updates, state = jax.jit(partial(sorl.update, **OPTIONS)), start(jax.random.key(0))
     for seed in range(3):
         state, _ = updates(state, random_batch(seed), key=jax.random.key(seed))
     assert updates._cache_size() == 1
 
 
-def test_a_rollout_outside_of_jit_compiles_nothing_anew():
+def test_a_rollout_outside_of_jit_compiles_once():
     policy = nn.ShortcutPolicy(3, 2, width=8, depth=1, key=jax.random.key(0))
     compilations = []
     listen = lambda event, *_, **__: "backend_compile" in event and compilations.append(event)
@@ -209,7 +207,7 @@ def test_a_rollout_outside_of_jit_compiles_nothing_anew():
 
 def test_a_loop_whose_key_changes_its_kind_compiles_twice():
     """The counter counts."""
-    updates = jax.jit(partial(sorl.update, config=NETWORKS))
+    updates = jax.jit(partial(sorl.update, **OPTIONS))
     for key in (jax.random.key(0), jax.random.PRNGKey(0)):
         updates(start(jax.random.key(0)), random_batch(), key=key)
     assert updates._cache_size() == 2

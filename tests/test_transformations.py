@@ -2,19 +2,21 @@
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+from algorithms import losses, optimizers, small, start, transitions
 from jax.flatten_util import ravel_pytree
 
 import shortcutrl
-from shortcutrl import Transition, nn, sorl
+from shortcutrl import Transition, nn, rollout_k, sorl
 
-CONFIG = sorl.Config(num_steps=2, max_jumps=1, optimizer=optax.adam(1e-2), clip=None)
+CONFIG = small(sorl, max_jumps=1, clip=None)
+OPTIONS = {"config": CONFIG, "optimizers": optimizers(sorl)}
 
 
 class Case(NamedTuple):
@@ -25,10 +27,24 @@ class Case(NamedTuple):
     smooth: int = 0
 
 
+def rolls(function, **options):
+    """`function` of an actor, bound to one that makes 3 jumps of the velocity that comes first."""
+    return lambda velocity, *args: function(partial(rollout_k, velocity, k=3), *args, **options)
+
+
+def of_loss(function):
+    return lambda network, state, batch, key: function(
+        network, state, batch, sorl.draw(key, batch, config=CONFIG)._replace(td_k=1, q_k=1), config=CONFIG
+    )
+
+
 TABLE = {
     "shortcut_step": Case(shortcutrl.shortcut_step, "velocity obs x t h", 5),
-    "rollout_k": Case(lambda *args: shortcutrl.rollout_k(*args, k=4, clip=(-9, 9)), "velocity obs x", 3),
+    "rollout_k": Case(lambda *args: shortcutrl.rollout_k(*args, k=3, clip=(-9, 9)), "velocity obs x", 3),
     "consistency_gap": Case(shortcutrl.consistency_gap, "velocity obs x t h", 5),
+    "interpolate": Case(shortcutrl.interpolate, "noise action t", 3),
+    "draw_flow_matching": Case(lambda key: shortcutrl.draw_flow_matching(key, num_steps=8), "key"),
+    "draw_self_consistency": Case(lambda key: shortcutrl.draw_self_consistency(key, num_steps=8), "key"),
     "flow_matching_loss": Case(
         lambda *args: shortcutrl.flow_matching_loss(*args[:-1], h=args[-1]), "velocity obs action noise t h", 6
     ),
@@ -38,19 +54,54 @@ TABLE = {
         "velocity teacher obs action key",
         1,
     ),
-    "td_target": Case(lambda *args: shortcutrl.td_target(*args, k=2, discount=0.9), "critic velocity transition noise"),
+    "gaussian_nll": Case(shortcutrl.gaussian_nll, "mean action", 2),
+    "bellman_target": Case(lambda step, q: shortcutrl.bellman_target(step, q, discount=0.9), "transition t"),
+    "td_target": Case(
+        lambda critic, velocity, *args: shortcutrl.td_target(
+            critic, partial(rollout_k, velocity, k=2), *args, discount=0.9
+        ),
+        "critic velocity transition noise",
+    ),
     "td_loss": Case(
-        lambda *args: shortcutrl.td_loss(*args, k=2, discount=0.9, aggregate="min"),
+        lambda critic, target, velocity, *args: shortcutrl.td_loss(
+            critic, target, partial(rollout_k, velocity, k=2), *args, discount=0.9, aggregate="min"
+        ),
         "critic target_critic velocity transition noise",
         1,
     ),
-    "q_loss": Case(lambda *args: shortcutrl.q_loss(*args, k=2), "velocity critic obs noise", 4),
-    "bon_select": Case(lambda *args: shortcutrl.bon_select(*args, k=2), "velocity critic obs noises", 4),
-    "sorl.init": Case(lambda *args: sorl.init(*args, config=CONFIG), "velocity critic", 2),
-    "sorl.draw_jumps": Case(lambda key: sorl.draw_jumps(key, config=CONFIG), "key"),
-    "sorl.update": Case(lambda *args: sorl.update(*args[:-1], config=CONFIG, key=args[-1]), "state batch key"),
+    "critic_loss": Case(shortcutrl.critic_loss, "critic transition t", 1),
+    "expectile_loss": Case(lambda *args: shortcutrl.expectile_loss(*args, expectile=0.9), "value obs t", 1),
+    "q_loss": Case(rolls(shortcutrl.q_loss, aggregate=lambda q: q.mean() - q.std()), "velocity critic obs noise", 4),
+    "distill_loss": Case(
+        lambda student, velocity, *args: shortcutrl.distill_loss(student, partial(rollout_k, velocity, k=2), *args),
+        "student velocity obs noise",
+        1,
+    ),
+    "advantage_weight": Case(lambda q, v: shortcutrl.advantage_weight(q, v, temperature=3.0), "t h"),
+    "clipped": Case(lambda *args: shortcutrl.clipped(*args, clip=(-9, 9)), "student obs noise", 3),
+    "noiseless": Case(shortcutrl.noiseless, "student obs noise", 2),
+    "bon_select": Case(rolls(shortcutrl.bon_select), "velocity critic obs noises", 4),
+    "best_of_n": Case(rolls(shortcutrl.best_of_n), "velocity critic obs noises", 1),
+    "sorl.init": Case(lambda *args: sorl.init(args, **OPTIONS), "velocity critic", 2),
+    "sorl.draw": Case(lambda batch, key: sorl.draw(key, batch, config=CONFIG), "batch key"),
+    "sorl.critic_loss": Case(of_loss(sorl.critic_loss), "critic_of_k state batch key", 1),
+    "sorl.policy_loss": Case(of_loss(sorl.policy_loss), "velocity state batch key", 1),
+    "sorl.update": Case(lambda *args: sorl.update(*args[:-1], **OPTIONS, key=args[-1]), "state batch key"),
+    "sorl.actor": Case(lambda state, *args: sorl.actor(state, config=CONFIG, k=3, n=5)(*args), "state obs noises", 3),
     "nn.ShortcutPolicy": Case(lambda policy, *args: policy(*args), "velocity obs x t h", 5),
+    "nn.FlowPolicy": Case(lambda policy, *args: policy(*args), "flow obs x t h", 4),
+    "nn.OneStepPolicy": Case(lambda policy, *args: policy(*args), "student obs noise", 3),
     "nn.EnsembleCritic": Case(lambda critic, *args: critic(*args), "critic obs action", 3),
+    "nn.Value": Case(lambda value, *args: value(*args), "value obs", 2),
+    "nn.GaussianPolicy": Case(lambda policy, *args: policy(*args), "gaussian obs noise", 3),
+    "nn.DeterministicPolicy": Case(lambda policy, *args: policy(*args), "deterministic obs noise", 2),
+}
+"""Functions of diffusion and consistency models are in the tests of their own, as are the other algorithms."""
+
+ELSEWHERE = {
+    *("vp_schedule", "diffuse", "denoising_loss", "ddpm_sample", "score_distillation_loss"),
+    *("noise_level", "consistency_function", "consistency_loss", "consistency_sample"),
+    *("nn.ResidualDenoiser", "sorl.networks"),
 }
 
 cases = pytest.mark.parametrize("case", TABLE.values(), ids=TABLE.keys())
@@ -62,7 +113,8 @@ def test_the_table_is_complete():
         f"sorl.{name}" for name, value in vars(sorl).items() if is_own_function(value, sorl) and name[0] != "_"
     }
     functions |= {f"nn.{name}" for name, value in vars(nn).items() if inspect.isclass(value)}
-    assert functions == set(TABLE)
+    assert functions == set(TABLE) | ELSEWHERE
+    assert {f"sorl.{name}" for name in losses(sorl)} <= set(TABLE)
 
 
 def is_own_function(value, module):
@@ -70,28 +122,35 @@ def is_own_function(value, module):
 
 
 def inputs(case, seed):
-    """The arguments of `case`, drawn anew, in float64."""
+    """The arguments of `case` for a seed, in float64."""
     rng = np.random.default_rng(seed)
     draw = lambda *shape: jnp.asarray(rng.uniform(-1, 1, shape))
     keys = jax.random.split(jax.random.key(seed), 5)
+    shape = {"width": 4, "depth": 1}
 
     def transition(*batch):
         return Transition(draw(*batch, 3), draw(*batch, 2), draw(*batch), jnp.ones(batch), draw(*batch, 3))
 
-    def policy(i):
-        return nn.ShortcutPolicy(3, 2, width=4, depth=1, key=keys[i])
+    def policy(i, make=nn.ShortcutPolicy):
+        return make(3, 2, **shape, key=keys[i])
 
-    def critic(i):
-        return nn.EnsembleCritic(3, 2, width=4, depth=1, key=keys[i])
+    def critic(i, **options):
+        return nn.EnsembleCritic(3, 2, **shape, **options, key=keys[i])
 
     make = {
         "velocity": lambda: policy(0),
         "teacher": lambda: policy(1),
         "critic": lambda: critic(2),
         "target_critic": lambda: critic(3),
-        "state": lambda: sorl.init(policy(0), critic(2), config=CONFIG),
+        "critic_of_k": lambda: critic(2, condition_on_k=True),
+        "flow": lambda: policy(0, nn.FlowPolicy),
+        "student": lambda: policy(0, nn.OneStepPolicy),
+        "gaussian": lambda: policy(0, nn.GaussianPolicy),
+        "deterministic": lambda: policy(0, nn.DeterministicPolicy),
+        "value": lambda: nn.Value(3, **shape, key=keys[0]),
+        "state": lambda: start(sorl, keys[0]),
         "transition": transition,
-        "batch": lambda: transition(4),
+        "batch": lambda: transitions(seed),
         "obs": lambda: draw(3),
         "noises": lambda: draw(5, 2),
         "t": lambda: jnp.asarray(rng.uniform(0.1, 0.5)),

@@ -9,7 +9,7 @@ Settings that no `Config` holds: 1M gradient steps (IDQL 3M), batches of 256, Ad
 
 from typing import Any
 
-from shortcutrl.algorithms import bc, fawac, fbrac, fql, idql, ifql, iql, rebrac, sorl
+from shortcutrl.algorithms import bc, cac, fawac, fbrac, fql, idql, ifql, iql, rebrac, sorl, srpo
 
 LOCOMOTION = (
     "antmaze-large-navigate",
@@ -66,6 +66,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
         None,
         *[{"num_candidates": 32, "expectile": 0.9}] * 5,
     ),
+    "srpo": _settings(
+        srpo,
+        *[{"beta": 0.3, "expectile": 0.7}] * 4,
+        None,
+        *[{"beta": beta, "expectile": 0.9} for beta in (0.03, 0.1, 0.1, 0.1, 0.1)],
+    ),
+    "cac": _settings(cac, *_each("eta", 1, 1, 0.03, 1, None, 0.003, 0.3, 0.3, 0.01, 0.01)),
     "fawac": _settings(fawac, *_each("alpha", 3, 3, 3, 3, None, 1, 0.3, 0.3, 0.3, 0.3)),
     "fbrac": _settings(fbrac, *_each("alpha", 3, 10, 30, 30, None, 100, 100, 100, 100, 300)),
     "ifql": _settings(ifql, *_each("num_candidates", 32, 32, 32, 32, 64, 32, 32, 32, 32, 32)),

@@ -1,5 +1,5 @@
-// Browsers start no worker in a page that was opened from a disk. There, run the script of the search in a hidden frame
-// instead, which answers to the same messages.
+// Browsers do not start workers in a page that is opened from a disk. There, run the script of the search in a hidden frame
+// instead. It answers the same messages.
 if (location.protocol === "file:") {
   window.Worker = class extends EventTarget {
     constructor(url) {

@@ -35,6 +35,8 @@ def as_float32(name: str, value: Any, *, rank: int) -> np.ndarray:
     if values.ndim != rank:
         shape, remedy = ("(rows,)", "squeeze(-1)") if rank == 1 else ("(rows, action)", "reshape(rows, -1)")
         raise ValueError(f"`{name}` must have shape {shape}, got {values.shape}. Use `{name}.{remedy}`.")
+    if 0 in values.shape[1:]:
+        raise ValueError(f"`{name}` must have at least one column, got {values.shape}.")
     return _finite(name, values, np.float32)
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from shortcutrl._checks import as_size, check_range
 from shortcutrl._types import Integer, Number, Transition, show, typed
-from shortcutrl.data._arrays import as_stored, check_alike, check_leaves, check_rows, path_name
+from shortcutrl.data._arrays import as_stored, check_alike, check_leaves, check_numbers, check_rows, path_name, refuse
 from shortcutrl.data._dataset import Dataset
 from shortcutrl.data._index import count_steps, look_ahead, rows_after, stack, stack_after
 
@@ -143,11 +143,14 @@ def _check_fields(dataset: Dataset, frame_stack: int) -> None:
     if dataset.next_obs is None:
         del fields["dataset.next_obs"]
     for name, field in fields.items():
-        check_leaves(name, field)
-        rank = {"dataset.action": 2, "dataset.reward": 1, "dataset.mask": 1, "dataset.episode_end": 1}.get(name)
-        if rank and np.ndim(field) != rank:
+        if name.endswith("obs"):
+            check_leaves(name, field)
+            continue
+        check_numbers(name, field)
+        rank = 2 if name == "dataset.action" else 1
+        if field.ndim != rank:
             shape = "(rows, action)" if rank == 2 else "(rows,)"
-            raise ValueError(f"`{name}` must have shape {shape}, got {np.shape(field)}. Use `data.from_arrays`.")
+            raise ValueError(f"`{name}` must have shape {shape}, got {field.shape}. Use `data.from_arrays`.")
     check_rows(fields, "dataset.reward")
     if dataset.next_obs is not None:
         check_alike("dataset.next_obs", dataset.next_obs, "dataset.obs", dataset.obs)
@@ -184,8 +187,10 @@ def _check_lengths(dataset: Dataset, n_step: int, chunk: int, frame_stack: int) 
 
 def _longest(dataset: Dataset) -> int:
     """The length of the longest run of transitions, on the host."""
-    end, terminal = np.array(dataset.episode_end, bool), np.asarray(dataset.mask) == 0
-    end[-1] = True
-    stops = np.flatnonzero(end | terminal)
+    mask, end = np.asarray(dataset.mask), np.array(dataset.episode_end)
+    refuse("dataset.mask", mask, ~((mask >= 0) & (mask <= 1)), "is not in [0, 1]")
+    refuse("dataset.episode_end", end, (end != 0) & (end != 1), "is neither 0 nor 1")
+    terminal, end[-1] = mask == 0, True
+    stops = np.flatnonzero((end != 0) | terminal)
     unknown = 0 if dataset.next_obs is not None else ~terminal[stops]
     return int((np.diff(stops, prepend=-1) - unknown).max())

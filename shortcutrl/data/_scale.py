@@ -98,7 +98,12 @@ def as_bounds(name: str, low: Any, high: Any) -> tuple[np.ndarray, np.ndarray]:
     for bound in (low, high):
         if isinstance(bound, jax.Array | np.ndarray):
             bound = as_numbers(name.strip("`"), bound)
-        if isinstance(bound, bool | np.bool_) or np.ndim(bound) > 1 or np.asarray(bound).dtype == bool:
+        if (
+            isinstance(bound, bool | np.bool_)
+            or np.ndim(bound) > 1
+            or not np.size(bound)
+            or np.asarray(bound).dtype == bool
+        ):
             raise TypeError(f"{name} must be two numbers or two arrays of shape (action,), got {show(bound)}.")
         try:
             with np.errstate(over="ignore"):

@@ -77,8 +77,7 @@ class Environment:
 
     def _convert(self, action: np.ndarray) -> np.ndarray:
         """A writable copy in the dtype of the action space."""
-        dtype = self.action_space.dtype
-        numbers = as_numbers(action)
+        numbers, dtype = as_numbers(action), self.action_space.dtype
         converted = None if numbers is None else convert(numbers, dtype)
         if converted is None or not np.isfinite(converted).all():
             need = "a finite action" if np.issubdtype(dtype, np.floating) else f"whole numbers in the range of {dtype}"

@@ -87,9 +87,11 @@ def as_numbers(value: Any) -> np.ndarray | None:
 
 def convert(array: np.ndarray, dtype: Any) -> np.ndarray | None:
     """A writable copy in `dtype`; `None` where an integer dtype cannot hold the values."""
+    if array.dtype == dtype:
+        return array.copy()
     with np.errstate(all="ignore"):
-        converted = np.array(array, dtype)
-    return converted if np.issubdtype(dtype, np.floating) or (converted == array).all() else None
+        converted = array.astype(dtype)
+    return converted if converted.dtype.kind == "f" or (converted == array).all() else None
 
 
 def as_number(name: str, value: Any) -> float:

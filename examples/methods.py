@@ -1,0 +1,112 @@
+"""Train every method on one small problem and draw the policies side by side. Takes a few minutes, without a simulator.
+
+The actions of the dataset lie on a ring of five modes, and those to the right are rewarded.
+"""
+
+import inspect
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import optax
+import tyro
+
+from shortcutrl import bc, cac, data, fawac, fbrac, fql, idql, ifql, iql, rebrac, sorl, srpo
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+
+class Method(NamedTuple):
+    module: ModuleType
+    config: Any
+    noise: tuple[int, ...] = (2,)  # the shape of the noise that one action takes
+
+
+METHODS = {
+    "BC": Method(bc, bc.Config()),
+    "IQL": Method(iql, iql.Config(alpha=10.0)),
+    "ReBRAC": Method(rebrac, rebrac.Config(policy_penalty=1.0)),
+    "SRPO": Method(srpo, srpo.Config(beta=0.3)),
+    "IDQL": Method(idql, idql.Config(num_candidates=8), (8, 5, 2)),
+    "IFQL": Method(ifql, ifql.Config(num_candidates=8), (8, 2)),
+    "FAWAC": Method(fawac, fawac.Config(alpha=3.0)),
+    "FBRAC": Method(fbrac, fbrac.Config(alpha=3.0)),
+    "CAC": Method(cac, cac.Config(eta=0.1, num_levels=40, schedule_updates=2000), (2, 2)),
+    "FQL": Method(fql, fql.Config(alpha=10.0)),
+    "SORL": Method(sorl, sorl.Config(q_weight=5.0)),
+}
+
+
+def make_dataset(size: int = 10_000) -> data.Dataset:
+    """Episodes of one step. There is nothing to observe."""
+    rng = np.random.default_rng(0)
+    angle = 0.4 * np.pi * rng.integers(5, size=size)
+    action = 0.8 * np.stack([np.cos(angle), np.sin(angle)], axis=-1) + 0.06 * rng.normal(size=(size, 2))
+    obs = np.zeros((size, 1))
+    return data.from_arrays(observations=obs, actions=action.clip(-1, 1), rewards=action[:, 0], terminals=np.ones(size))
+
+
+def train(dataset: data.Dataset, method: Method, updates: int, seed: int) -> Any:
+    """The state of the method's agent after training."""
+    module, config, _ = method
+    init_key, train_key = jax.random.split(jax.random.key(seed))
+    sizes = {"width": 64, "depth": 3, "policy_width": 64}  # the last of methods with a network of another kind
+    known = inspect.signature(module.networks).parameters
+    sizes = {name: size for name, size in sizes.items() if name in known}
+    networks = module.networks(data.sample(dataset, init_key, batch_size=1), **sizes, key=init_key)
+    adam = optax.adam(optax.cosine_decay_schedule(2e-3, updates))
+    options = {"config": config, "optimizers": module.Networks(*[adam] * len(networks))}
+
+    def update(state, key):
+        batch_key, update_key = jax.random.split(key)
+        batch = data.sample(dataset, batch_key, batch_size=256)
+        return module.update(state, batch, **options, key=update_key)[0], None
+
+    scan = jax.jit(lambda state, keys: jax.lax.scan(update, state, keys)[0])
+    return scan(module.init(networks, **options), jax.random.split(train_key, updates))
+
+
+def main(
+    out: Path = Path("methods.png"),  # the picture
+    methods: tuple[str, ...] = tuple(METHODS),  # which to train
+    samples: int = 1000,  # in each panel
+    updates: int = 2000,  # gradient steps of each method
+    seed: int = 0,
+) -> None:
+    dataset = make_dataset()
+    behaviour = dataset.action[:samples]
+    actions = {"dataset": behaviour}
+    for name in methods:
+        started, method = time.perf_counter(), METHODS[name]
+        state = train(dataset, method, updates, seed)
+        actor = method.module.actor(state, config=method.config)
+        noise = jax.random.normal(jax.random.key(seed + 1), (samples, *method.noise))
+        actions[name] = jax.jit(jax.vmap(actor.__call__))(jnp.zeros((samples, 1)), noise)
+        print(f"{name}: mean reward {actions[name][:, 0].mean():.2f}, {time.perf_counter() - started:.0f} s")
+    columns = min(4, len(actions))
+    rows = -(-len(actions) // columns)
+    size = 2.2 * columns, 2.4 * rows
+    figure, axes = plt.subplots(
+        rows, columns, figsize=size, layout="constrained", sharex=True, sharey=True, squeeze=False
+    )
+    for axis in axes.flat[len(actions) :]:
+        axis.remove()
+    for (name, action), axis in zip(actions.items(), axes.flat, strict=False):
+        one = np.ptp(action, axis=0).max() < 1e-3  # always the same action
+        axis.scatter(*behaviour.T, s=1, color="0.8")
+        axis.scatter(*action.T, s=40 if one else 1, marker="x" if one else "o", color="tab:blue")
+        axis.set(title=name, xlabel=f"mean reward {action[:, 0].mean():.2f}", xticks=[], yticks=[])
+        axis.set(aspect="equal", xlim=(-1.15, 1.15), ylim=(-1.15, 1.15))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=110)
+    print(f"picture: {out}")
+
+
+if __name__ == "__main__":
+    tyro.cli(main, description=__doc__)
