@@ -3,6 +3,7 @@
 Values are checked where they are known: Python numbers and concrete arrays. A traced value is not known yet.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -27,15 +28,29 @@ def as_same_dtype(**arrays: Array | np.ndarray) -> tuple[Array, ...]:
     return tuple(jnp.asarray(value, dtype) for value in arrays.values())
 
 
-def as_size(name: str, value: Any, minimum: int = 1) -> int:
-    """An integer of at least `minimum`, NumPy's included, as a Python integer."""
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer) or value < minimum:
-        raise ValueError(f"`{name}` must be an integer of at least {minimum}, got {show(value)}.")
+MAX_JUMPS = 2**12
+"""A larger number of jumps is a mistake, for which a rollout would not end."""
+
+
+def as_size(name: str, value: Any, minimum: int = 1, maximum: float = float("inf")) -> int:
+    """An integer from `minimum` to `maximum`, NumPy's included, as a Python integer."""
+    integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not integer or not minimum <= value <= maximum:
+        span = f"of at least {minimum}" if maximum == float("inf") else f"from {minimum} to {maximum}"
+        raise ValueError(f"`{name}` must be an integer {span}, got {show(value)}.")
     return int(value)
 
 
+def as_shape(name: str, value: Any) -> tuple[int, ...]:
+    """The shape of an array that fits into memory."""
+    shape = tuple(as_size(name, size, 0) for size in value)
+    if math.prod(shape) > 2**31:
+        raise ValueError(f"`{name}` must have at most 2**31 elements, got {show(value)}.")
+    return shape
+
+
 def as_power_of_two(name: str, value: Any) -> int:
-    size = as_size(name, value)
+    size = as_size(name, value, maximum=MAX_JUMPS)
     if size & (size - 1):
         raise ValueError(
             f"`{name}` must be a power of two (1, 2, 4, ...), got {size}: shortcut training halves step sizes from 1 "

@@ -66,6 +66,7 @@ def draw_flow_matching(
 
     Source: SORL ([arXiv 2505.22866](https://arxiv.org/abs/2505.22866)).
     """
+    shape = _checks.as_shape("shape", shape)
     h = jnp.full(shape, 1 / _checks.as_power_of_two("num_steps", num_steps), jnp.float32)
     return _draw_start(key, h), h
 
@@ -100,7 +101,7 @@ def draw_self_consistency(
 
     Source: shortcut models ([arXiv 2410.12557](https://arxiv.org/abs/2410.12557)).
     """
-    num_steps = _checks.as_power_of_two("num_steps", num_steps)
+    shape, num_steps = _checks.as_shape("shape", shape), _checks.as_power_of_two("num_steps", num_steps)
     if num_steps == 1:
         raise ValueError("`num_steps` must be at least 2, got 1: the only jump has no trained half.")
     step_key, start_key = jax.random.split(key)

@@ -62,7 +62,7 @@ def rollout_k(
 
     - `velocity`, `obs`: as in [`shortcut_step`][shortcutrl.shortcut_step].
     - `noise`: a draw from the standard normal, shape `(action,)`. Gradients flow through it.
-    - `k`: the number of jumps, at least 1. A shortcut policy is trained for powers of two up to its `num_steps`; a
+    - `k`: the number of jumps, from 1 to 4096. A shortcut policy is trained for powers of two up to its `num_steps`; a
       flow model takes any number. Static.
     - `clip`: `(low, high)`, two numbers or two arrays of the action's shape, to clip the final action to. `None` leaves
       it unchanged. No gradient flows where it clips.
@@ -71,7 +71,7 @@ def rollout_k(
 
     **Returns:** the action at time 1, shape and dtype of `noise`. Gradients flow through all `k` jumps.
 
-    **Raises:** `ValueError` if `k` is below 1 or `clip` is empty; otherwise as
+    **Raises:** `ValueError` if `k` is out of range or `clip` is empty; otherwise as
     [`shortcut_step`][shortcutrl.shortcut_step].
 
     !!! Example
@@ -89,7 +89,7 @@ def rollout_k(
 
     Source: the sampling procedure of SORL ([arXiv 2505.22866](https://arxiv.org/abs/2505.22866)).
     """
-    k = _checks.as_size("k", k)
+    k = _checks.as_size("k", k, maximum=_checks.MAX_JUMPS)
     (noise,) = _checks.as_same_dtype(noise=noise)
     bounds = _checks.as_clip("clip", clip, noise)
 
@@ -97,8 +97,8 @@ def rollout_k(
         return shortcut_step(velocity, obs, x, t, 1 / k)
 
     action = noise
-    traced = isinstance(noise, Tracer)
-    if (k <= 8 or not traced) and not remat:  # the compiler fuses across jumps; eagerly, a scan would compile each time
+    short = k <= (8 if isinstance(noise, Tracer) else 128)
+    if short and not remat:  # the compiler fuses across jumps; eagerly, a scan would compile each time
         for i in range(k):
             action = jump(action, i / k)
     else:  # with `remat` jumps must not stand side by side, because the compiler would merge what they repeat

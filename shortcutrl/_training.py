@@ -228,7 +228,7 @@ def validate(
     for name in non_negative:
         _checks.check_range(name, getattr(config, name), 0, float("inf"))
     for name in sizes:
-        _checks.as_size(name, getattr(config, name))
+        _checks.as_size(name, getattr(config, name), maximum=_checks.MAX_JUMPS)
     for name in (*fractions, "discount", "tau"):
         if hasattr(config, name):  # behaviour cloning has no discount and no tau
             _checks.check_range(name, getattr(config, name), 0, 1, open_low=name == "tau")

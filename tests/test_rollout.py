@@ -183,7 +183,9 @@ def test_bounds_of_each_dimension(kind, dtype):
     assert jnp.array_equal(action, jnp.array([-1.0, 0.25, 1.0], dtype))
 
 
-@pytest.mark.parametrize("number", [float, int, np.float32, np.float64, np.int64, jnp.float32, jnp.asarray], ids=str)
+@pytest.mark.parametrize(
+    "number", [float, int, np.float32, np.float64, np.int64, jnp.float32, jnp.asarray], ids=lambda kind: kind.__name__
+)
 def test_bounds_of_every_kind_of_number(number):
     action = rollout_k(there_and_back, None, jnp.array([-7.0, 0.5], "bfloat16"), k=2, clip=(number(-1), number(1)))
     assert action.dtype == "bfloat16"

@@ -426,7 +426,7 @@ def actor(state: State, *, config: Config, k: Integer | None = None, n: Integer 
         assert act(example.obs, jax.random.normal(jax.random.key(1), (8, 2))).shape == (2,)
         ```
     """
-    k = _checks.as_size("k", config.num_steps if k is None else k)
+    k = _checks.as_size("k", config.num_steps if k is None else k, maximum=_checks.MAX_JUMPS)
     roll = eqx.Partial(rollout_k, state.target_policy, k=k, clip=config.clip)
     choose = eqx.Partial(best_of_n, roll, _bind(state.target_critic, k, config), aggregate=config.aggregate)
     return roll if _checks.as_size("n", n) == 1 else choose

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from shortcutrl import _checks
 from shortcutrl._types import ActionLike, Integer, Obs, ScalarLike, typed
-from shortcutrl.nn._mlp import MLP, as_vector, features
+from shortcutrl.nn._mlp import MLP, as_layer, as_vector, features
 
 
 class EnsembleCritic(eqx.Module):
@@ -71,8 +71,8 @@ class EnsembleCritic(eqx.Module):
         encoder: Callable[[Obs], Array] | None = None,
         key: PRNGKeyArray,
     ):
-        self.obs_size = _checks.as_size("obs_size", obs_size)
-        self.action_size = _checks.as_size("action_size", action_size)
+        self.obs_size = as_layer("obs_size", obs_size)
+        self.action_size = as_layer("action_size", action_size)
         self.condition_on_k = condition_on_k
         self.encoder = encoder
         in_size = self.obs_size + self.action_size + condition_on_k
@@ -80,7 +80,7 @@ class EnsembleCritic(eqx.Module):
         def member(key):
             return MLP(in_size, 1, width=width, depth=depth, layer_norm=layer_norm, matmul_dtype=matmul_dtype, key=key)
 
-        self.members = eqx.filter_vmap(member)(jax.random.split(key, _checks.as_size("ensemble", ensemble)))
+        self.members = eqx.filter_vmap(member)(jax.random.split(key, as_layer("ensemble", ensemble)))
 
     @typed
     def __call__(self, obs: Obs, action: ActionLike, *, k: ScalarLike | None = None) -> Float[Array, " ensemble"]:

@@ -7,9 +7,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from shortcutrl import _checks
 from shortcutrl._types import ActionLike, Integer, Noise, Obs, typed
-from shortcutrl.nn._mlp import MLP, as_vector, features
+from shortcutrl.nn._mlp import MLP, as_layer, as_vector, features
 
 FINAL_SCALE = 0.01
 """Of the variance of the last layer's initial weights: a new policy acts near zero for every observation."""
@@ -60,8 +59,8 @@ class GaussianPolicy(eqx.Module):
         encoder: Callable[[Obs], Array] | None = None,
         key: PRNGKeyArray,
     ):
-        self.obs_size = _checks.as_size("obs_size", obs_size)
-        sizes = self.obs_size, _checks.as_size("action_size", action_size)
+        self.obs_size = as_layer("obs_size", obs_size)
+        sizes = self.obs_size, as_layer("action_size", action_size)
         self.mlp = _small_last(
             MLP(*sizes, width=width, depth=depth, layer_norm=layer_norm, matmul_dtype=matmul_dtype, key=key)
         )
@@ -119,8 +118,8 @@ class DeterministicPolicy(eqx.Module):
         encoder: Callable[[Obs], Array] | None = None,
         key: PRNGKeyArray,
     ):
-        self.obs_size = _checks.as_size("obs_size", obs_size)
-        sizes = self.obs_size, _checks.as_size("action_size", action_size)
+        self.obs_size = as_layer("obs_size", obs_size)
+        sizes = self.obs_size, as_layer("action_size", action_size)
         self.mlp = _small_last(
             MLP(*sizes, width=width, depth=depth, layer_norm=layer_norm, matmul_dtype=matmul_dtype, key=key)
         )

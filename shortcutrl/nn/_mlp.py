@@ -13,6 +13,14 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from shortcutrl import _checks
 from shortcutrl._types import Integer, Obs, show
 
+LARGEST = {"obs_size": 2**17, "action_size": 2**17, "width": 2**14, "depth": 2**10, "blocks": 2**10, "ensemble": 2**10}
+"""A larger network is a mistake that would exhaust the memory."""
+
+
+def as_layer(name: str, value: Any) -> int:
+    """A size of a network, as a Python integer."""
+    return _checks.as_size(name, value, maximum=LARGEST[name])
+
 
 class MLP(eqx.Module):
     """Hidden layers of linear map, GELU and, if asked, LayerNorm, in this order; then a linear map.
@@ -39,7 +47,7 @@ class MLP(eqx.Module):
         matmul_dtype: Any,
         key: PRNGKeyArray,
     ):
-        width, depth = _checks.as_size("width", width), _checks.as_size("depth", depth)
+        width, depth = as_layer("width", width), as_layer("depth", depth)
         self.matmul_dtype = None if matmul_dtype is None else _as_float_dtype("matmul_dtype", matmul_dtype)
         shapes = list(itertools.pairwise([in_size, *[width] * depth, out_size]))
         keys = jax.random.split(key, len(shapes))

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from shortcutrl import _checks
 from shortcutrl._types import ActionLike, Integer, Number, Obs, ScalarLike, typed
-from shortcutrl.nn._mlp import MLP, as_vector, features
+from shortcutrl.nn._mlp import MLP, as_layer, as_vector, features
 
 
 class ShortcutPolicy(eqx.Module):
@@ -70,8 +70,8 @@ class ShortcutPolicy(eqx.Module):
     ):
         if not 0 < smallest_step < 1:
             raise ValueError(f"`smallest_step` must lie in (0, 1), got {smallest_step}.")
-        self.obs_size = _checks.as_size("obs_size", obs_size)
-        action_size = _checks.as_size("action_size", action_size)
+        self.obs_size = as_layer("obs_size", obs_size)
+        action_size = as_layer("action_size", action_size)
         sizes = self.obs_size + action_size + 2, action_size
         self.mlp = MLP(*sizes, width=width, depth=depth, layer_norm=layer_norm, matmul_dtype=matmul_dtype, key=key)
         self.encoder = encoder
@@ -129,8 +129,8 @@ class FlowPolicy(eqx.Module):
         encoder: Callable[[Obs], Array] | None = None,
         key: PRNGKeyArray,
     ):
-        self.obs_size = _checks.as_size("obs_size", obs_size)
-        action_size = _checks.as_size("action_size", action_size)
+        self.obs_size = as_layer("obs_size", obs_size)
+        action_size = as_layer("action_size", action_size)
         sizes = self.obs_size + action_size + 1, action_size
         self.mlp = MLP(*sizes, width=width, depth=depth, layer_norm=layer_norm, matmul_dtype=matmul_dtype, key=key)
         self.encoder = encoder
@@ -184,8 +184,8 @@ class OneStepPolicy(eqx.Module):
         encoder: Callable[[Obs], Array] | None = None,
         key: PRNGKeyArray,
     ):
-        self.obs_size = _checks.as_size("obs_size", obs_size)
-        action_size = _checks.as_size("action_size", action_size)
+        self.obs_size = as_layer("obs_size", obs_size)
+        action_size = as_layer("action_size", action_size)
         sizes = self.obs_size + action_size, action_size
         self.mlp = MLP(*sizes, width=width, depth=depth, layer_norm=layer_norm, matmul_dtype=matmul_dtype, key=key)
         self.encoder = encoder

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from shortcutrl import _checks
 from shortcutrl._types import ActionLike, Integer, Obs, ScalarLike, typed
-from shortcutrl.nn._mlp import as_vector, features
+from shortcutrl.nn._mlp import as_layer, as_vector, features
 
 TIME_FEATURES, TIME_WIDTH = 64, 128
 """Of the embedding of the time: sines and cosines, and the two layers behind them."""
@@ -104,8 +104,8 @@ class ResidualDenoiser(eqx.Module):
         encoder: Callable[[Obs], Array] | None = None,
         key: PRNGKeyArray,
     ):
-        self.obs_size = _checks.as_size("obs_size", obs_size)
-        action_size, width = _checks.as_size("action_size", action_size), _checks.as_size("width", width)
+        self.obs_size = as_layer("obs_size", obs_size)
+        action_size, width = as_layer("action_size", action_size), as_layer("width", width)
         init = jax.nn.initializers.glorot_uniform()
         frequency_key, *time_keys, first_key, last_key, block_key = jax.random.split(key, 6)
         self.frequencies = jax.random.normal(frequency_key, (TIME_FEATURES // 2,))
@@ -113,7 +113,7 @@ class ResidualDenoiser(eqx.Module):
         hidden, out = (Dense(*size, init=init, key=key) for size, key in zip(sizes, time_keys, strict=True))
         self.time = hidden, out
         self.first = Dense(action_size + self.obs_size + TIME_WIDTH, width, init=init, key=first_key)
-        block_keys = jax.random.split(block_key, _checks.as_size("blocks", blocks))
+        block_keys = jax.random.split(block_key, as_layer("blocks", blocks))
         self.blocks = tuple(Block(width, key=key) for key in block_keys)
         self.last = Dense(width, action_size, init=init, key=last_key)
         self.encoder = encoder

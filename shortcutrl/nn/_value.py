@@ -6,9 +6,8 @@ from typing import Any
 import equinox as eqx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from shortcutrl import _checks
 from shortcutrl._types import Integer, Obs, typed
-from shortcutrl.nn._mlp import MLP, features
+from shortcutrl.nn._mlp import MLP, as_layer, features
 
 
 class Value(eqx.Module):
@@ -53,7 +52,7 @@ class Value(eqx.Module):
         encoder: Callable[[Obs], Array] | None = None,
         key: PRNGKeyArray,
     ):
-        self.obs_size = _checks.as_size("obs_size", obs_size)
+        self.obs_size = as_layer("obs_size", obs_size)
         shape: dict[str, Any] = {"width": width, "depth": depth, "layer_norm": layer_norm, "matmul_dtype": matmul_dtype}
         self.mlp = MLP(self.obs_size, 1, **shape, key=key)
         self.encoder = encoder
