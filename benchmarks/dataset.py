@@ -94,7 +94,7 @@ def main(rows: int = 100_000, width: int = 256, depth: int = 3, repeats: int = 1
         return sorl.update(state, batch, config=config, optimizers=optimizers, key=key)[0]
 
     programs = {"rows of stored successors": partial(scan(rows_of, update), state, twice, keys)}
-    programs |= {f"sample n_step={n}": sampled(update, state, n_step=n) for n in (1, 5, 100)}
+    programs |= {f"sample n_step={n}": sampled(update, state, n_step=n) for n in (1, 5)}
     compare(f"an update of {depth} x {width}", programs, repeats)
 
     print("bytes of 1,000,000 rows")

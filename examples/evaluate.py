@@ -29,7 +29,7 @@ from shortcutrl.suites import ogbench
 def load(run: Path) -> tuple[dict[str, Any], Callable[[int, int], Any]]:
     """The settings of a run of sorl.py, and a function of k and n that returns its policy."""
     settings = load_settings(run)
-    if "config" not in settings:
+    if not {"config", "seed"} <= settings.keys():
         raise ValueError(f"{run} holds no run of sorl.py.")
     config = sorl.Config(**settings["config"])
     obs, action = jnp.zeros(settings["obs_size"]), jnp.zeros(settings["action_size"])

@@ -45,7 +45,7 @@ def main(
     states: int = 4096,  # drawn from its dataset
 ) -> None:
     settings = load_settings(run)
-    if "config" not in settings:
+    if not {"config", "seed"} <= settings.keys():
         raise ValueError(f"{run} holds no run of sorl.py.")
     dataset = ogbench.load(settings["env"], episodes=settings["data_episodes"]).dataset
     batch_key, noise_key = jax.random.split(jax.random.key(0))

@@ -56,9 +56,9 @@ def train(dataset: data.Dataset, method: Method, updates: int, seed: int) -> Any
     """The state of the method's agent after training."""
     module, config, _ = method
     init_key, train_key = jax.random.split(jax.random.key(seed))
-    sizes = {"width": 64, "depth": 3, "policy_width": 64}  # the last of methods with a network of another kind
-    known = inspect.signature(module.networks).parameters
-    sizes = {name: size for name, size in sizes.items() if name in known}
+    # Some methods have a second width, of a network of another kind.
+    widths = [name for name in inspect.signature(module.networks).parameters if name.endswith("width")]
+    sizes = {"depth": 3} | dict.fromkeys(widths, 64)
     networks = module.networks(data.sample(dataset, init_key, batch_size=1), **sizes, key=init_key)
     adam = optax.adam(optax.cosine_decay_schedule(2e-3, updates))
     options = {"config": config, "optimizers": module.Networks(*[adam] * len(networks))}

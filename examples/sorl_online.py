@@ -64,7 +64,7 @@ def main(
     processes: int | None = None,  # that hold the environments of the evaluation; by default two for each core
 ) -> None:
     settings = load_settings(run)
-    if "config" not in settings:
+    if not {"config", "seed"} <= settings.keys():
         raise ValueError(f"{run} holds no run of sorl.py.")
     config, seed = sorl.Config(**settings["config"]), settings["seed"]
     adam = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(learning_rate))

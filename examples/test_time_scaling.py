@@ -33,7 +33,7 @@ def combine(runs: list[Path]) -> list[dict[str, Any]]:
     for run in runs:
         settings = load_settings(run)
         rows = [row for row in read_rows(run, "table") if "milliseconds" in row]
-        if "config" not in settings or not rows:
+        if not {"config", "seed"} <= settings.keys() or not rows:
             raise ValueError(f"{run} has no table of evaluate.py: run evaluate.py {run} first.")
         names.add(settings["env"])
         about = {"run": run, "seed": settings["seed"], "max_jumps": settings["config"]["max_jumps"]}

@@ -26,7 +26,7 @@ def like_x(name: str, function: Callable[..., Array], obs: Obs, x: Action, at: S
 def action_of(name: str, actor: Actor, obs: Obs, noise: Noise) -> Action:
     """The action of one observation, shape `(action,)`."""
     action = _as_floats(name, _call(name, actor, obs, noise))
-    if action.ndim != 1:
+    if action.ndim != 1 or len(action) == 0:
         raise ValueError(f"`{name}` must return an action of shape (action,), got {action.shape}. {_ONE_INPUT}")
     return action
 
@@ -70,6 +70,8 @@ _ONE_INPUT = (
 
 
 def _call(name: str, function: Callable[..., Any], *args: Any) -> Any:
+    if isinstance(function, type):
+        raise TypeError(f"`{name}` must be a function, got the class `{function.__name__}`. Pass an instance of it.")
     try:
         return function(*args)
     except TypeError as error:

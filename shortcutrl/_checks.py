@@ -20,6 +20,8 @@ def as_same_dtype(**arrays: Array | np.ndarray) -> tuple[Array, ...]:
     reference = next((name for name, value in arrays.items() if isinstance(value, jax.Array)), next(iter(arrays)))
     dtype = jnp.asarray(arrays[reference]).dtype
     for name, value in arrays.items():
+        if value.size == 0:
+            raise ValueError(f"`{name}` must have at least one number, got {show(value)}. Pass a non-empty array.")
         if isinstance(value, jax.Array) and value.dtype != dtype:
             raise TypeError(
                 f"`{name}` is {value.dtype} but `{reference}` is {dtype}. Convert one of them, for example "
@@ -34,9 +36,9 @@ MAX_JUMPS = 2**12
 
 def as_size(name: str, value: Any, minimum: int = 1, maximum: float = float("inf")) -> int:
     """An integer from `minimum` to `maximum`, NumPy's included, as a Python integer."""
-    integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    integer = isinstance(value, int | np.integer) and not isinstance(value, bool | np.timedelta64)
     if not integer or not minimum <= value <= maximum:
-        span = f"of at least {minimum}" if maximum == float("inf") else f"from {minimum} to {maximum}"
+        span = f"of at least {minimum}" + (f" and at most {maximum}" if maximum < float("inf") else "")
         raise ValueError(f"`{name}` must be an integer {span}, got {show(value)}.")
     return int(value)
 
@@ -59,13 +61,16 @@ def as_power_of_two(name: str, value: Any) -> int:
     return size
 
 
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
 def check_range(name: str, value: Any, low: float, high: float, *, open_low: bool = False) -> None:
-    """`low <= value <= high`, or `low < value` where it is `open_low`. NaN and infinity are outside."""
+    """`low <= value <= high`, or `low < value` where it is `open_low`. NaN and what float32 cannot hold are outside."""
     known = _known(value)
-    if known is not None and not (low <= known <= high and abs(known) < float("inf") and (known > low or not open_low)):
+    if known is not None and not (low <= known <= min(high, FLOAT32_MAX) and (known > low or not open_low)):
         ends = f"in {'[('[open_low]}{low}, {high}]"
         if (low, high) == (0, float("inf")):
-            ends = f"finite and {'positive' if open_low else 'not negative'}"
+            ends = f"finite in float32 and {'positive' if open_low else 'not negative'}"
         raise ValueError(f"`{name}` must be {ends}, got {known}.")
 
 
@@ -164,7 +169,7 @@ def _shape(leaf: Any) -> tuple[int, ...]:
 
 def is_real(value: Any) -> bool:
     """Floats, integers and flags; not text, dates, objects, complex numbers or masked arrays."""
-    if isinstance(value, np.ma.MaskedArray):
+    if isinstance(value, np.ma.MaskedArray | np.timedelta64):
         return False
     return isinstance(value, int | float) or any(
         jnp.issubdtype(value.dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating)

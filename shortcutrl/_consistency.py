@@ -113,8 +113,9 @@ def consistency_loss(
     low: ScalarLike,
     high: ScalarLike,
 ) -> Scalar:
-    r"""Give two noise levels the same action: $\tfrac1d \lVert f_\theta(s, a + \sigma_2 z, \sigma_2) -
-    f_{\bar\theta}(s, a + \sigma_1 z, \sigma_1) \rVert^2$.
+    r"""Give two noise levels the same action, as a consistency model does.
+
+    $$\tfrac1d \lVert f_\theta(s, a + \sigma_2 z, \sigma_2) - f_{\bar\theta}(s, a + \sigma_1 z, \sigma_1) \rVert^2.$$
 
     No gradient flows into the target. Levels close to each other make the target nearly exact; the boundary
     $f(x, 0.002) = x$ anchors it.

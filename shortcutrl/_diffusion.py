@@ -194,8 +194,10 @@ def ddpm_sample(
     schedule: Callable[[Any], Array],
     clip: Clip = None,
 ) -> Action:
-    r"""Turn noise into an action by ancestral sampling: $x_s = \frac{1}{\sqrt\alpha} \big(x_t - \frac{\beta}{\sqrt{1 -
-    \bar\alpha(t)}} \epsilon_\theta(s, x_t, t)\big) + \sqrt\beta\, z$.
+    r"""Turn noise into an action by ancestral sampling, from $t = 1$ to $t = 0$.
+
+    $$x_s = \tfrac{1}{\sqrt\alpha} \left(x_t - \tfrac{\beta}{\sqrt{1 - \bar\alpha(t)}} \epsilon_\theta(s, x_t, t)\right)
+    + \sqrt\beta\, z.$$
 
     Here $\alpha = \bar\alpha(t) / \bar\alpha(s)$ and $\beta = 1 - \alpha$, for $t = 1, \tfrac{T-1}{T}, \dots, \tfrac1T$
     and $s = t - \tfrac1T$. The last step adds no noise. The mean is that of the posterior $q(x_s \mid x_t, a)$ at the

@@ -103,7 +103,9 @@ def distill_loss(student: Actor, teacher: Actor, obs: Obs, noise: Noise) -> Scal
 
 @typed
 def advantage_weight(q: ScalarLike, v: ScalarLike, *, temperature: ScalarLike, cap: ScalarLike = 100.0) -> Scalar:
-    r"""Compute the weight of advantage-weighted regression: $\min(\exp(\alpha (q - v)), c)$. **No gradient flows out.**
+    r"""Compute the weight of advantage-weighted regression: $\min(\exp(\alpha (q - v)), c)$.
+
+    **No gradient flows out of it.**
 
     **Arguments:**
 

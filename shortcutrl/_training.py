@@ -243,12 +243,13 @@ def at_drawn(
 ):
     """`loss(network, value)` for a value that may be traced, one of `allowed`, differentiable in the network.
 
-    The gradient is computed inside the branch: differentiating through the switch would keep the intermediate values
-    of every branch.
+    The gradient of the loss is computed inside the branch: differentiating through the switch would keep the
+    intermediate values of every branch. The terms beside the loss have no gradient.
     """
     _checks.check_one_of(name, value, allowed)
     if not isinstance(value, Tracer):
-        return loss(network, int(value))
+        result, terms = loss(network, int(value))
+        return result, jax.lax.stop_gradient(terms)  # as in the switch
     params, static = eqx.partition(network, eqx.is_inexact_array)
     branches = [lambda params, each=each: loss(eqx.combine(params, static), each) for each in allowed]
     gradients = [jax.value_and_grad(branch, has_aux=True) for branch in branches]

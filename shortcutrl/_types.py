@@ -100,8 +100,7 @@ def typed(function: T) -> T:
 
     @wraps(function)
     def call(*args, **kwargs):
-        suspect = any(isinstance(value, _SUSPECTS) for value in (*args, *kwargs.values()))
-        if suspect and (error := _explain(signature, args, kwargs)):
+        if any(map(_is_suspect, (*args, *kwargs.values()))) and (error := _explain(signature, args, kwargs)):
             raise error
         try:
             return checked(*args, **kwargs)
@@ -113,14 +112,17 @@ def typed(function: T) -> T:
     return typing.cast(T, call)
 
 
-_SUSPECTS = (bool, np.ma.MaskedArray)
-"""Instances of `int` and of `np.ndarray` that are no numbers and no arrays of numbers."""
+def _is_suspect(value: Any) -> bool:
+    """Whether a value is an instance of `int`, `np.integer` or `np.ndarray`, but not a number or numbers."""
+    if type(value) is int:
+        return value.bit_length() > 127  # no float32 holds it
+    return isinstance(value, bool | np.timedelta64 | np.ma.MaskedArray)
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    if isinstance(value, bool) and not {Any, bool} & set(_parts(hint)):
+    if _is_suspect(value) and not {Any, bool if isinstance(value, bool) else Any} & set(_parts(hint)):
         return False
-    return is_bearable(value, hint) and not (isinstance(value, np.ma.MaskedArray) and hint is not Any)
+    return is_bearable(value, hint)
 
 
 def _explain(signature: inspect.Signature, args, kwargs) -> Exception | None:
@@ -208,6 +210,8 @@ def _remedy(name: str, hint: Any, value: Any, given: dict[str, Any]) -> str:
         return f"Fill what is masked: `{name}.filled(...)`."
     if hint == PRNGKeyArray:
         return "Make one by `jax.random.key(seed)`."
+    if type(value) is int and _is_suspect(value):
+        return "Pass a smaller number."
     if isinstance(value, Tracer) and not _shapes(hint):
         return f"It is static: bind it outside of `jit` and `vmap`, by `functools.partial(..., {name}=...)`."
     if shapes := [shape for shape in _shapes(hint) if shape != "..."]:

@@ -25,7 +25,9 @@ class TDInfo(NamedTuple):
 
 @typed
 def bellman_target(transition: Transition, next_value: ScalarLike, *, discount: ScalarLike) -> Scalar:
-    r"""Compute the value to regress Q on: $y = r + \gamma\, m\, v'$. **No gradient flows out of it.**
+    r"""Compute the value to regress Q on: $y = r + \gamma\, m\, v'$.
+
+    **No gradient flows out of it.**
 
     **Arguments:**
 

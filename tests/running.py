@@ -18,8 +18,13 @@ def start(home, script, *args, before=(), **options):
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
-def finish(process, timeout=300):
+def finish(process, timeout=900):
     """Wait for a process, which must succeed. Returns what it printed."""
-    said, complained = process.communicate(timeout=timeout)
+    with process:
+        try:
+            said, complained = process.communicate(timeout=timeout)
+        except BaseException:
+            process.kill()
+            raise
     assert process.returncode == 0, complained
     return said

@@ -166,7 +166,7 @@ VALUES = {
         lambda: advantage_weight(1.0, 0.0, temperature=1.0, cap=0.0),
         "`cap`",
         "0.0",
-        "finite and positive",
+        "and positive",
     ),
     "a student of another size": (
         lambda: distill_loss(act, lambda obs, noise: noise[:1], None, X),

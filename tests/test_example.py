@@ -14,7 +14,7 @@ import pytest
 from running import ENV, EXAMPLES, finish, start
 
 from shortcutrl import data, sorl
-from shortcutrl.runs import load_settings, read_rows
+from shortcutrl.runs import Run, load_settings, read_rows
 
 FILES = sorted(EXAMPLES.glob("*.py"))
 SMOKE = ["sorl.py", "--preset", "smoke"]
@@ -22,7 +22,7 @@ SMOKE = ["sorl.py", "--preset", "smoke"]
 
 def fail(process):
     """Wait for a process, which must fail with a message of one line. Returns the message."""
-    said = process.communicate(timeout=300)[1]
+    said = process.communicate(timeout=900)[1]
     assert process.returncode == 1
     assert "Traceback" not in said
     return said.splitlines()[-1]
@@ -79,11 +79,8 @@ def test_two_dimensions(home, tmp_path):
 
 
 def test_the_smoke_run_does_everything(home, tmp_path):
-    process = start(home, *SMOKE, "--out", tmp_path / "out")
-    said, progress = process.communicate(timeout=300)
-    assert process.returncode == 0, progress
+    said = finish(start(home, *SMOKE, "--out", tmp_path / "out"))
     assert "k = 2, n = 8" in said
-    assert "update/s" in progress
     table, metrics = (read_rows(tmp_path / "out", name) for name in ("table", "metrics"))
     assert sorted((cell["n"], cell["k"]) for cell in table) == [(1, 1), (1, 2), (8, 1), (8, 2)]
     assert [row["step"] for row in metrics] == [10, 20]
@@ -229,6 +226,9 @@ def test_the_replay_buffer_gives_the_transitions_of_its_episodes(monkeypatch):
 @pytest.mark.parametrize("script", ["evaluate.py", "jumps.py", "sorl_online.py", "test_time_scaling.py"])
 def test_a_folder_without_a_run_is_named(script, home, tmp_path):
     assert "none holds no run" in fail(start(home, script, tmp_path / "none"))
+    with Run(tmp_path / "other", {"config": {}}):  # of another program
+        pass
+    assert str(tmp_path / "other") in fail(start(home, script, tmp_path / "other"))
 
 
 # ------------------------------------------------------------------- many agents

@@ -13,7 +13,7 @@ from assertions import each, seeds
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shortcutrl import Critic, Velocity, nn, rollout_k
+from shortcutrl import Critic, Velocity, clipped, expectile_loss, nn, rollout_k
 
 # --------------------------------------------------------- what they compute, in plain NumPy
 
@@ -46,8 +46,16 @@ def plain_critic(critic, obs, action, k=None, mlp=plain_mlp):
     return np.concatenate([mlp(member, inputs) for member in members])
 
 
+def plain_flow(policy, obs, x, t, h, mlp=plain_mlp):
+    return mlp(policy.mlp, np.concatenate([obs, x, [t]]))
+
+
+def plain_student(policy, obs, noise, mlp=plain_mlp):
+    return mlp(policy.mlp, np.concatenate([obs, noise]))
+
+
 def jostled(network, seed):
-    """Weights, biases and norms all away from where they start, so that none of them hides."""
+    """Weights, biases and norms all away from where they start, so that each of them counts."""
     leaves, structure = jax.tree.flatten(network)
     rng = np.random.default_rng(seed)
     return jax.tree.unflatten(structure, [leaf + 0.3 * rng.normal(size=leaf.shape) for leaf in leaves])
@@ -79,6 +87,23 @@ def assert_critic_is(plain, seed, depth=2, layer_norm=True, ensemble=3, k=None):
     np.testing.assert_allclose(q, plain(critic, obs, action, k), rtol=1e-9, atol=1e-9)
 
 
+def assert_flow_is(plain, seed, depth=2, layer_norm=False, h=0.125):
+    rng = np.random.default_rng(seed)
+    policy = nn.FlowPolicy(3, 2, width=8, depth=depth, layer_norm=layer_norm, key=jax.random.key(seed))
+    policy = jostled(policy, seed)
+    obs, x, t = jnp.asarray(rng.normal(size=3)), jnp.asarray(rng.normal(size=2)), rng.uniform()
+    velocity = apply(policy, obs, x, jnp.asarray(t), jnp.asarray(h))
+    np.testing.assert_allclose(velocity, plain(policy, obs, x, t, h), rtol=1e-9, atol=1e-9)
+
+
+def assert_student_is(plain, seed, depth=2, layer_norm=False):
+    rng = np.random.default_rng(seed)
+    policy = nn.OneStepPolicy(3, 2, width=8, depth=depth, layer_norm=layer_norm, key=jax.random.key(seed))
+    policy = jostled(policy, seed)
+    obs, noise = jnp.asarray(rng.normal(size=3)), jnp.asarray(rng.normal(size=2))
+    np.testing.assert_allclose(apply(policy, obs, noise), plain(policy, obs, noise), rtol=1e-9, atol=1e-9)
+
+
 depths, norms = st.integers(1, 2), st.booleans()
 
 
@@ -90,6 +115,42 @@ def test_the_policy_computes_what_it_should(seed, depth, layer_norm, h):
 @given(seed=seeds, depth=depths, layer_norm=norms, ensemble=st.sampled_from([1, 3]), k=st.sampled_from([None, 1, 8]))
 def test_the_critic_computes_what_it_should(seed, depth, layer_norm, ensemble, k):
     assert_critic_is(plain_critic, seed, depth, layer_norm, ensemble, k)
+
+
+@given(seed=seeds, depth=depths, layer_norm=norms, h=st.sampled_from([0.0, 1 / 8, 1.0]))
+def test_the_flow_computes_what_it_should(seed, depth, layer_norm, h):
+    assert_flow_is(plain_flow, seed, depth, layer_norm, h)
+
+
+@given(seed=seeds, depth=depths, layer_norm=norms)
+def test_the_student_computes_what_it_should(seed, depth, layer_norm):
+    assert_student_is(plain_student, seed, depth, layer_norm)
+
+
+@each(
+    {
+        "time backwards": lambda policy, obs, x, t, h: plain_flow(policy, obs, x, 1 - t, h),
+        "the end of the step": lambda policy, obs, x, t, h: plain_flow(policy, obs, x, t + h, h),
+        "action before obs": lambda policy, obs, x, t, h: plain_flow(policy, x, obs, t, h),
+        "ReLU": partial(plain_flow, mlp=partial(plain_mlp, activation=lambda x: np.maximum(x, 0))),
+    }
+)
+def test_a_wrong_flow_is_caught(mutant):
+    with pytest.raises(AssertionError, match="Not equal"):
+        assert_flow_is(mutant, 0)
+
+
+@each(
+    {
+        "noise before obs": lambda policy, obs, noise: plain_student(policy, noise, obs),
+        "the noise on top": lambda policy, obs, noise: noise + plain_student(policy, obs, noise),
+        "clipped": lambda policy, obs, noise: np.clip(plain_student(policy, obs, noise), -0.1, 0.1),
+        "squashed": lambda policy, obs, noise: np.tanh(plain_student(policy, obs, noise)),
+    }
+)
+def test_a_wrong_student_is_caught(mutant):
+    with pytest.raises(AssertionError, match="Not equal"):
+        assert_student_is(mutant, 0)
 
 
 @each(
@@ -176,10 +237,72 @@ def test_sizes():
 # ------------------------------------------------------------------------------ how they are used
 
 
-def test_they_are_a_velocity_and_a_critic():
+def test_they_are_velocities_critics_and_actors():
+    shape = {"width": 8, "depth": 1, "key": jax.random.key(0)}
     assert isinstance(POLICY, Velocity)
     assert isinstance(CRITIC, Critic)
     assert rollout_k(POLICY, OBS, X, k=4).shape == (2,)
+    assert rollout_k(nn.FlowPolicy(3, 2, **shape), OBS, X, k=10).shape == (2,)
+    assert clipped(nn.OneStepPolicy(3, 2, **shape), OBS, X, clip=(-1, 1)).shape == (2,)
+    assert expectile_loss(nn.Value(3, **shape), OBS, 1.0, expectile=0.9).shape == ()
+
+
+def test_numpy_integers_are_sizes():
+    shape = {"width": np.int64(8), "depth": np.uint8(1), "key": jax.random.key(0)}
+    for make in (nn.ShortcutPolicy, nn.FlowPolicy, nn.OneStepPolicy, nn.EnsembleCritic):
+        ours = make(np.int32(3), np.int64(2), **shape)
+        assert eqx.tree_equal(ours, make(3, 2, width=8, depth=1, key=jax.random.key(0)))
+
+
+# ------------------------------------------------------------------------------------- encoders
+
+
+class Pixels(eqx.Module):
+    """From a small image of integers and a speed to a vector, with parameters of its own."""
+
+    convolution: eqx.nn.Conv2d
+
+    def __init__(self, key):
+        self.convolution = eqx.nn.Conv2d(1, 2, 3, key=key)
+
+    def __call__(self, obs):
+        image = obs["image"].astype(float)[None] / 255
+        return jnp.append(self.convolution(image).ravel(), obs["speed"])
+
+
+IMAGES = {"image": jnp.arange(16, dtype=jnp.uint8).reshape(4, 4), "speed": jnp.array(0.5)}
+ENCODED = {
+    "ShortcutPolicy": lambda network: network(IMAGES, X, 0.5, 0.25),
+    "FlowPolicy": lambda network: network(IMAGES, X, 0.5, 0.25),
+    "OneStepPolicy": lambda network: network(IMAGES, X),
+    "EnsembleCritic": lambda network: network(IMAGES, X),
+}
+
+
+@pytest.mark.parametrize("name", ENCODED)
+def test_an_encoder_turns_any_observation_into_a_vector_and_learns(name):
+    encoder = Pixels(jax.random.key(1))
+    make = partial(getattr(nn, name), 9, 2, width=8, depth=1, key=jax.random.key(0))
+    network, plain = make(encoder=encoder), make()
+    vector = encoder(IMAGES)
+    args = {"ShortcutPolicy": (X, 0.5, 0.25), "FlowPolicy": (X, 0.5, 0.25)}.get(name, (X,))
+    np.testing.assert_allclose(ENCODED[name](network), plain(vector, *args), rtol=1e-9)
+    grads = eqx.filter_grad(lambda network: jnp.sum(ENCODED[name](network) ** 2))(network)
+    assert jnp.any(grads.encoder.convolution.weight != 0)
+
+
+@pytest.mark.parametrize("name", ENCODED)
+def test_an_encoder_of_another_size_is_named(name):
+    make = partial(getattr(nn, name), 9, 2, width=8, depth=1, key=jax.random.key(0))
+    for bad, part in [
+        (lambda obs: jnp.ones(4), "(9,)"),
+        (lambda obs: jnp.ones((9, 1)), "[9, 1]"),
+        (lambda obs: jnp.ones(9, int), "int64[9]"),
+        (lambda obs: None, "None"),
+    ]:
+        with pytest.raises((TypeError, ValueError), match="`encoder` must") as error:
+            ENCODED[name](make(encoder=bad))
+        assert part in str(error.value)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
@@ -231,5 +354,5 @@ def test_small_digits_of_an_observation_are_not_lost():
 
 
 def test_a_dtype_for_products_must_be_of_floats():
-    with pytest.raises(ValueError, match="`matmul_dtype` must be a dtype of floating-point numbers"):
+    with pytest.raises(ValueError, match="`matmul_dtype` must be a floating-point dtype"):
         nn.EnsembleCritic(3, 2, width=4, depth=1, matmul_dtype=int, key=jax.random.key(0))

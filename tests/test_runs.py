@@ -329,7 +329,7 @@ def test_rows_keep_arrays_as_lists(tmp_path):
         (lambda run: Run(run.folder, {"tau": float("nan")}), TypeError, "settings"),
         (lambda run: Run(run.folder, {}, logger=3), TypeError, "logger"),
         (lambda run: run.log(0, {"td": 1}), ValueError, "step"),
-        (lambda run: run.log(True, {"td": 1}), ValueError, "step"),
+        (lambda run: run.log(True, {"td": 1}), TypeError, "step"),
         (lambda run: run.log(1.0, {"td": 1}), TypeError, "step"),
         (lambda run: run.log(1, 3), TypeError, "values"),
         (lambda run: run.log(1, {"td": "1"}), TypeError, "values"),

@@ -86,7 +86,7 @@ def test_out_of_disk(home, trained_run):
     process = start(
         home, *TRAIN, "--out", out, before=[sys.executable, "-c", f"{limit}; os.execv(sys.argv[1], sys.argv[1:])"]
     )
-    said = process.communicate(timeout=300)[1]
+    said = process.communicate(timeout=900)[1]
     assert process.returncode == 1
     assert "Traceback" not in said
     assert "File too large" in said
@@ -97,7 +97,7 @@ def test_out_of_disk(home, trained_run):
 
 def test_other_settings_are_refused(home, trained_run):
     process = start(home, *TRAIN, "--out", trained_run, "--q-weight", "7")
-    said = process.communicate(timeout=300)[1]
+    said = process.communicate(timeout=900)[1]
     assert process.returncode == 1
     assert "holds a run with {'config.q_weight': 10.0}, not {'config.q_weight': 7.0}. Choose another folder" in said
     assert "Traceback" not in said

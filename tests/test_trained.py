@@ -151,7 +151,7 @@ def test_maximising_q_moves_the_policy_to_better_actions(direction):
 # ------------------------------------------------------------------------------ every algorithm
 
 SETTINGS = {
-    "sorl": {"num_steps": 4, "max_jumps": 2, **WEIGHTS},
+    "sorl": {"num_steps": 4, "max_jumps": 4, **WEIGHTS, "q_weight": 3.0},
     "fql": {"alpha": 1.0},
     "rebrac": {"policy_penalty": 0.1},
     "fbrac": {"alpha": 1.0},
@@ -164,6 +164,7 @@ CLONES = {"bc"}
 NOISE = {
     "ifql": lambda config: (config.num_candidates, 2),
     "idql": lambda config: (config.num_candidates, config.denoising_steps, 2),
+    "cac": lambda config: (config.sample_steps, 2),
 }
 """The shape of an actor's noise where it is not that of the action."""
 

@@ -1,5 +1,6 @@
 """Every public function under every transformation: one table, and a test that it is complete."""
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from functools import partial
@@ -33,9 +34,11 @@ def rolls(function, **options):
 
 
 def of_loss(function):
+    """The loss alone, not divided by the batch's mean |Q|: no gradient flows into the divisor and the terms."""
+    config = dataclasses.replace(CONFIG, normalize_q=False)
     return lambda network, state, batch, key: function(
-        network, state, batch, sorl.draw(key, batch, config=CONFIG)._replace(td_k=1, q_k=1), config=CONFIG
-    )
+        network, state, batch, sorl.draw(key, batch, config=config)._replace(td_k=1, q_k=1), config=config
+    )[0]
 
 
 TABLE = {

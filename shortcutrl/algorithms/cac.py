@@ -92,8 +92,9 @@ class Config:
     clip: tuple[Number, Number] | list[Number] | None = (-1.0, 1.0)
 
     def __post_init__(self):
-        _training.validate(self, non_negative=["eta"], sizes=["sample_steps", "schedule_updates", "backup_candidates"])
+        _training.validate(self, non_negative=["eta"], sizes=["sample_steps", "backup_candidates"])
         _checks.as_size("num_levels", self.num_levels, FIRST_LEVELS)
+        _checks.as_size("schedule_updates", self.schedule_updates)
 
 
 class State(NamedTuple):

@@ -82,8 +82,8 @@ def from_arrays(
 
     **Returns:** the [`Dataset`][shortcutrl.data.Dataset].
 
-    **Raises:** `TypeError` for what is no array of real numbers, and `ValueError` for bad values. The error names the
-    array, such as `observations['camera']`, the first bad index, the value and the number of such values.
+    **Raises:** `TypeError` for anything that is not an array of real numbers; `ValueError` for bad values. The error
+    names the array, such as `observations['camera']`, the first bad index, the value and the number of such values.
 
     !!! Example
 

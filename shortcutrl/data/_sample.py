@@ -64,7 +64,7 @@ def sample(
 
     If `dataset` is traced and has no valid start, `reward` is NaN.
 
-    **Raises:** `TypeError` or `ValueError` for fields that are no arrays of real numbers or differ in length;
+    **Raises:** `TypeError` or `ValueError` for fields that are not arrays of real numbers or differ in length;
     `ValueError` for an `n_step` or a `chunk` that is longer than every episode.
 
     !!! Example

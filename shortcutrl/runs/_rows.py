@@ -53,6 +53,8 @@ def append_row(folder: str | os.PathLike, name: str, row: dict[Any, Any]) -> Non
     - `name`: of the table, such as `"table"`. Letters, digits and underscores.
     - `row`: values by name: numbers, text, lists and arrays.
 
+    **Returns:** nothing.
+
     **Raises:** `ValueError` or `TypeError` for another name, or for values that JSON cannot keep.
 
     !!! Example

@@ -29,7 +29,7 @@ def load(name: str, *, rescale: bool = True) -> Task:
     """Load a Minari dataset that has been downloaded or created on this machine.
 
     Each observation is stored once, the last one of each episode included, so that a truncated episode bootstraps from
-    it. Episodes of dictionaries or tuples of observations stay such.
+    it. Dictionaries and tuples of observations keep their structure.
 
     **Arguments:**
 
