@@ -66,4 +66,5 @@ def noiseless(actor: Actor, obs: Obs, noise: Noise) -> Action:
         assert noiseless(gaussian, jnp.array([0.5]), jnp.array([2.0])) == 0.5
         ```
     """
+    _checks.check_numbers("noise", noise)
     return action_of("actor", actor, obs, jax.tree.map(jnp.zeros_like, noise))

@@ -4,6 +4,7 @@ Values are checked where they are known: Python numbers and concrete arrays. A t
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -109,12 +110,19 @@ def _as_bound(name: str, bound: Bound, like: Any) -> Array:
     return jnp.asarray(bound, like.dtype)
 
 
+def check_numbers(name: str, tree: Any) -> None:
+    """Every leaf of `tree` is a real number or an array of them."""
+    for path, leaf in _named_leaves(name, tree):
+        if not isinstance(leaf, jax.Array | np.ndarray | np.generic | float | int) or not is_real(leaf):
+            raise TypeError(f"`{path}` must be an array of real numbers, got {show(leaf)}. Convert it.")
+
+
 def check_leading_axis(name: str, tree: Any) -> int:
     """The length of the axis that every array of `tree` begins with."""
-    leaves = {f"{name}{jax.tree_util.keystr(path)}": leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+    leaves = dict(_named_leaves(name, tree))
     for path, leaf in leaves.items():
-        if isinstance(leaf, np.ndarray) and not is_real(leaf):
-            raise TypeError(f"`{path}` must be an array of real numbers, got {show(leaf)}. Convert it.")
+        if isinstance(leaf, np.ndarray):
+            check_numbers(path, leaf)
     shapes = {path: _shape(leaf) for path, leaf in leaves.items()}
     lengths = {shape[:1] for shape in shapes.values()}
     if len(lengths) != 1 or lengths in ({()}, {(0,)}):
@@ -156,6 +164,10 @@ def as_action(name: str, value: Any) -> Array:
     if value.ndim != 1:
         raise TypeError(f"`{name}` must have shape (action,), got {value.shape}. For a batch, use `jax.vmap`.")
     return jnp.asarray(value)
+
+
+def _named_leaves(name: str, tree: Any) -> Iterator[tuple[str, Any]]:
+    return ((f"{name}{jax.tree_util.keystr(path)}", leaf) for path, leaf in jax.tree.leaves_with_path(tree))
 
 
 def _known(value: Any) -> float | None:

@@ -99,7 +99,9 @@ def maze(tmp_path_factory):
 def script_that_generates(folder, name="maze.npz", **options):
     script = folder / "script.py"
     script.write_text(
+        "import signal\n"
         "from shortcutrl.suites.ogbench import generate\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
         "if __name__ == '__main__':\n"
         f"    generate(path={str(folder / name)!r}, **{options or MAZE})\n"
     )
