@@ -155,6 +155,7 @@ SETTINGS = {
     "fql": {"alpha": 1.0},
     "rebrac": {"policy_penalty": 0.1},
     "fbrac": {"alpha": 1.0},
+    "cac": {"eta": 10.0},
 }
 """Where the published weights suit other scales of reward than this one. Not listed: the defaults."""
 
