@@ -209,15 +209,6 @@ def test_a_wrong_config_is_refused_by_name(field, value):
         srpo.Config(**{field: value})
 
 
-def test_a_flat_q_is_not_divided_by_zero():
-    state, batch, draws = jax.tree.map(jnp.asarray, problem(SEED))
-    flat = lambda obs, action: jnp.stack([obs[0], obs[1]]) + 0 * action[0]
-    networks = state.diffusion, state.policy
-    loss, (_, minus_q) = srpo.policy_loss(networks, state._replace(target_critic=flat), batch, draws, config=NORMALIZED)
-    assert jnp.isfinite(loss)
-    np.testing.assert_allclose(minus_q, -batch.obs[:, :2].mean(), rtol=1e-12)
-
-
 def test_the_agent_acts_without_noise():
     state = problem(0)[0]._replace(policy=lambda obs, noise: jnp.array([0.5, 3.0]) + noise)
     act = srpo.actor(state, config=CONFIG)
@@ -244,12 +235,6 @@ def trained(beta):
     networks = srpo.networks(ring.sample(jax.random.key(0), 1), **sizes, key=jax.random.key(0))
     state = diffusing.train(srpo, networks, config)
     return srpo.actor(state, config=config)(jnp.ones(1, jnp.float32), jnp.zeros(2, jnp.float32))
-
-
-def test_the_policy_takes_the_best_mode():
-    """Without the regulariser it would end at 1, the bound."""
-    action = trained(beta=0.1)
-    assert jnp.linalg.norm(action - ring.MODES[0]) < 0.15
 
 
 def test_a_large_beta_leaves_the_data():
