@@ -1,6 +1,7 @@
 """The documentation: its code runs, its names exist, it builds without a warning and loads nothing from other hosts."""
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -12,6 +13,8 @@ from urllib.parse import unquote, urlsplit
 
 import jax
 import pytest
+
+import shortcutrl
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -165,7 +168,7 @@ class Links(HTMLParser):
         self.anchors |= {attrs.get("id"), attrs.get("name")}
         if tag == "a":
             self.links.add(attrs.get("href"))
-        elif tag == "link":
+        elif tag == "link" and attrs.get("rel") != "canonical":
             self.loads.add(attrs.get("href"))
         elif "src" in attrs:
             self.loads.add(attrs["src"])
@@ -194,6 +197,35 @@ def test_no_page_asks_another_host_for_anything(site):
         assert not re.search(r"(url\(|@import)\s*[\"']?(https?:)?//", path.read_text()), path.name
 
 
+def test_the_header_shows_the_repository_and_the_version(site):
+    for path in site.rglob("*.html"):
+        header = re.search(r"<header.*?</header>", path.read_text(), re.DOTALL)[0]
+        assert "https://github.com/shortcutrl/shortcutrl" in header, path.name
+        assert shortcutrl.__version__ in header, path.name
+
+
+def test_the_site_has_each_page_as_markdown_and_lists_them(site):
+    pages = {str(path.relative_to(site).with_suffix(".md")) for path in site.rglob("*.html")} - {"404.md"}
+    assert set(re.findall(r"\]\((.+?)\)", (site / "llms.txt").read_text())) == pages
+    for page in pages:
+        text = (site / page).read_text()
+        assert text.startswith("# "), page
+        assert not re.search("^(<!-- (include: .*|published|options|benchmarks) -->|::: .*)$", text, re.MULTILINE), page
+    assert "def rollout_k(velocity: Velocity" in (site / "api" / "jumps.md").read_text()
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("tutorials/*.md")), ids=name)
+def test_a_tutorial_is_a_notebook(site, page):
+    path = page.relative_to(DOCS).with_suffix(".ipynb")
+    cells = json.loads((site / path).read_text())["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    blocks = re.findall(r"^```python\n(.*?)\n```$", page.read_text(), re.DOTALL | re.MULTILINE)
+    assert code == ["%pip install -q shortcutrl", *blocks]
+    text = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    assert all(link.startswith(("https://", "#")) for link in re.findall(r"\]\((.+?)\)", text))
+    assert f"/blob/gh-pages/{path}" in (site / path.with_suffix(".html")).read_text()
+
+
 @pytest.fixture(scope="session")
 def browser():
     api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
@@ -207,23 +239,81 @@ def browser():
         opened.close()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390], ids=["desktop", "phone"])
-def test_pages_open_from_the_disk_without_complaint(site, browser, width, scheme):
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+BUILT = [page.relative_to(DOCS).with_suffix(".html") for page in PAGES if not page.name.startswith("benchmarks-")]
+
+MISFITS = """() => {
+    const scrolls = element => /auto|scroll/.test(getComputedStyle(element).overflowX)
+    const column = document.querySelector(".md-content").getBoundingClientRect()
+    const found = []
+    for (const element of document.querySelectorAll("article *:not(math *, svg *, nav *)")) {
+        const box = element.getBoundingClientRect(), style = getComputedStyle(element)
+        const more = element.scrollWidth > element.clientWidth + 1 && element.clientWidth > 0
+        const out = box.width > 0 && (box.right > column.right + 1 || box.left < column.left - 1)
+        let around = element.parentElement
+        while (around.tagName != "ARTICLE" && !scrolls(around)) around = around.parentElement
+        const why = out && around.tagName == "ARTICLE" ? "is wider than the column"
+            : more && /hidden|clip/.test(style.overflowX) ? "is cut off"
+            : more && scrolls(element) && !style.backgroundImage.includes("gradient") ? "scrolls without a sign"
+            : null
+        if (why) found.push(`${element.tagName}.${element.className} ${why}: ${element.textContent.slice(0, 60)}`)
+    }
+    if (document.documentElement.scrollWidth > innerWidth) found.push("the page scrolls sideways")
+    return found
+}"""
+
+
+@pytest.fixture(scope="module")
+def window(browser):
+    context = browser.new_context()
     context.set_default_timeout(120_000)  # on a busy machine
-    page, complaints = context.new_page(), []
-    page.on("console", lambda message: message.type == "error" and complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("requestfailed", lambda request: "ABORTED" in request.failure or complaints.append(request.url))
-    page.on("request", lambda request: request.url.startswith("http") and complaints.append(request.url))
-    for path in site.rglob("*.html"):
-        if path.name != "404.html":  # is served from the root of a host
-            page.goto(path.as_uri())
-            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{path} is too wide"
-            assert complaints == [], path
+    yield context.new_page()
     context.close()
+
+
+@pytest.fixture
+def complaints(window):
+    """What the browser reports while a test runs."""
+    found = []
+    listeners = {
+        "console": lambda message: message.type == "error" and found.append(message.text),
+        "pageerror": lambda error: found.append(str(error)),
+        "requestfailed": lambda request: "ABORTED" in request.failure or found.append(request.url),
+        "request": lambda request: request.url.startswith("http") and found.append(request.url),
+    }
+    for event, listener in listeners.items():
+        window.on(event, listener)
+    yield found
+    for event, listener in listeners.items():
+        window.remove_listener(event, listener)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", BUILT, ids=str)
+def test_a_page_fits_a_phone_and_a_desktop(site, window, complaints, page):
+    window.goto((site / page).as_uri())
+    for width in (390, 1280, 1920):
+        window.set_viewport_size({"width": width, "height": 900})
+        assert window.evaluate(MISFITS) == [], width
+    assert complaints == []
+
+
+@pytest.mark.slow
+def test_formulas_use_the_font_of_the_site(site, browser):
+    page = browser.new_page()
+    page.set_default_timeout(120_000)
+    tools, fonts = page.context.new_cdp_session(page), {}
+    for path in [path for path in map(site.joinpath, BUILT) if "<math" in path.read_text()]:
+        page.goto(path.as_uri())
+        page.evaluate("document.fonts.ready.then(() => null)")
+        tools.send("DOM.enable")
+        tools.send("CSS.enable")
+        root = tools.send("DOM.getDocument", {"depth": 0})["root"]["nodeId"]
+        symbols = tools.send("DOM.querySelectorAll", {"nodeId": root, "selector": "math :is(mi, mn, mo, mtext)"})
+        for node in symbols["nodeIds"]:
+            for font in tools.send("CSS.getPlatformFontsForNode", {"nodeId": node})["fonts"]:
+                fonts.setdefault((font["familyName"], font["isCustomFont"]), path.name)
+    assert set(fonts) == {("STIX Two Math", True)}, fonts
+    page.close()
 
 
 @pytest.mark.slow
