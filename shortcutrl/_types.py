@@ -182,7 +182,7 @@ def _describe(hint: Any) -> str:
             word = "a number" if not part.dim_str else kind if part.dim_str == "..." else f"{kind} of shape {shape}"
         elif typing.get_origin(part) is Literal:
             word = " or ".join(map(repr, typing.get_args(part)))
-        elif typing.get_origin(part) in (tuple, list):
+        elif typing.get_origin(part) in (tuple, list) and tuple[Any, ...] not in _parts(hint):
             args = [_describe(arg) for arg in typing.get_args(part) if arg not in (Any, ...)]
             word = f"({', '.join(args)})" if args and typing.get_origin(part) is tuple else "a pair of numbers"
         elif typing.get_origin(part) is Callable or part is Callable:

@@ -51,7 +51,7 @@ class Config:
 
     clip: tuple[Number, Number] | list[Number] | None = (-1.0, 1.0)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _training.validate(self)
 
 
@@ -114,7 +114,7 @@ def networks(
 
 
 @typed
-def init(networks: tuple | list, *, config: Config, optimizers: tuple | list) -> State:
+def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: tuple[Any, ...] | list[Any]) -> State:
     """Start training: a copy of the network, a fresh optimizer state.
 
     **Arguments:**
@@ -198,7 +198,7 @@ def policy_loss(policy: Any, state: State, batch: Transition, draws: Draws, *, c
 
 @typed
 def update(
-    state: State, batch: Transition, *, config: Config, optimizers: tuple | list, key: PRNGKeyArray
+    state: State, batch: Transition, *, config: Config, optimizers: tuple[Any, ...] | list[Any], key: PRNGKeyArray
 ) -> tuple[State, Info]:
     """Make one gradient step of the policy on one batch.
 

@@ -91,7 +91,7 @@ class Config:
     tau: Number = 0.005
     clip: tuple[Number, Number] | list[Number] | None = (-1.0, 1.0)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _training.validate(self, non_negative=["eta"], sizes=["sample_steps", "backup_candidates"])
         _checks.as_size("num_levels", self.num_levels, FIRST_LEVELS)
         _checks.as_size("schedule_updates", self.schedule_updates)
@@ -187,7 +187,7 @@ def networks(
 
 
 @typed
-def init(networks: tuple | list, *, config: Config, optimizers: tuple | list) -> State:
+def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: tuple[Any, ...] | list[Any]) -> State:
     """Start training: copies of the networks, their averages equal to them, fresh optimizer states.
 
     **Arguments:**
@@ -346,7 +346,7 @@ def policy_loss(
 
 @typed
 def update(
-    state: State, batch: Transition, *, config: Config, optimizers: tuple | list, key: PRNGKeyArray
+    state: State, batch: Transition, *, config: Config, optimizers: tuple[Any, ...] | list[Any], key: PRNGKeyArray
 ) -> tuple[State, Info]:
     """Make one gradient step on one batch: the critic by TD, the policy against the new critic, then both averages.
 

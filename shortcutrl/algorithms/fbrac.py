@@ -67,7 +67,7 @@ class Config:
     tau: Number = 0.005
     clip: tuple[Number, Number] | list[Number] | None = (-1.0, 1.0)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _training.validate(self, non_negative=["alpha"], sizes=["flow_steps"])
 
 
@@ -152,7 +152,7 @@ def networks(
 
 
 @typed
-def init(networks: tuple | list, *, config: Config, optimizers: tuple | list) -> State:
+def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: tuple[Any, ...] | list[Any]) -> State:
     """Start training: copies of the networks, the critic's average equal to it, fresh optimizer states.
 
     **Arguments:**
@@ -277,7 +277,7 @@ def policy_loss(
 
 @typed
 def update(
-    state: State, batch: Transition, *, config: Config, optimizers: tuple | list, key: PRNGKeyArray
+    state: State, batch: Transition, *, config: Config, optimizers: tuple[Any, ...] | list[Any], key: PRNGKeyArray
 ) -> tuple[State, Info]:
     """Make one gradient step of both networks on one batch, then move the target critic.
 

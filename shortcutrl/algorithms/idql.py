@@ -75,7 +75,7 @@ class Config:
     tau: Number = 0.005
     clip: tuple[Number, Number] | list[Number] | None = (-1.0, 1.0)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _training.validate(self, sizes=["num_candidates", "denoising_steps"], fractions=["expectile"])
 
 
@@ -165,7 +165,7 @@ def networks(
 
 
 @typed
-def init(networks: tuple | list, *, config: Config, optimizers: tuple | list) -> State:
+def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: tuple[Any, ...] | list[Any]) -> State:
     """Start training: copies of the networks, the averages equal to them, fresh optimizer states.
 
     **Arguments:**
@@ -319,7 +319,7 @@ def policy_loss(policy: Any, state: State, batch: Transition, draws: Draws, *, c
 
 @typed
 def update(
-    state: State, batch: Transition, *, config: Config, optimizers: tuple | list, key: PRNGKeyArray
+    state: State, batch: Transition, *, config: Config, optimizers: tuple[Any, ...] | list[Any], key: PRNGKeyArray
 ) -> tuple[State, Info]:
     """Make one gradient step of all three networks on one batch, then move both averages.
 

@@ -75,7 +75,7 @@ class Config:
     tau: Number = 0.005
     clip: tuple[Number, Number] | list[Number] | None = (-1.0, 1.0)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         non_negative = ["policy_penalty", "critic_penalty", "target_noise", "target_noise_clip"]
         _training.validate(self, non_negative=non_negative, sizes=["policy_period"])
 
@@ -162,7 +162,7 @@ def networks(
 
 
 @typed
-def init(networks: tuple | list, *, config: Config, optimizers: tuple | list) -> State:
+def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: tuple[Any, ...] | list[Any]) -> State:
     """Start training: copies of the networks, their averages equal to them, fresh optimizer states.
 
     **Arguments:**
@@ -306,7 +306,7 @@ def policy_loss(
 
 @typed
 def update(
-    state: State, batch: Transition, *, config: Config, optimizers: tuple | list, key: PRNGKeyArray
+    state: State, batch: Transition, *, config: Config, optimizers: tuple[Any, ...] | list[Any], key: PRNGKeyArray
 ) -> tuple[State, Info]:
     """Make one gradient step of the critic; in every second update also one of the policy, then move both targets.
 

@@ -84,7 +84,7 @@ class Config:
     clip: tuple[Number, Number] | list[Number] | None = (-1.0, 1.0)
     remat: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _training.validate(self, non_negative=["flow_matching_weight", "self_consistency_weight", "q_weight"])
         _checks.as_power_of_two("num_steps", self.num_steps)
         if _checks.as_power_of_two("max_jumps", self.max_jumps) > self.num_steps:
@@ -193,7 +193,7 @@ def networks(
 
 
 @typed
-def init(networks: tuple | list, *, config: Config, optimizers: tuple | list) -> State:
+def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: tuple[Any, ...] | list[Any]) -> State:
     """Start training: copies of the networks, their averages equal to them, fresh optimizer states.
 
     **Arguments:**
@@ -350,7 +350,7 @@ def update(
     batch: Transition,
     *,
     config: Config,
-    optimizers: tuple | list,
+    optimizers: tuple[Any, ...] | list[Any],
     key: PRNGKeyArray,
     jumps_key: PRNGKeyArray | None = None,
 ) -> tuple[State, Info]:

@@ -80,7 +80,7 @@ class Config:
     tau: Number = 0.005
     clip: tuple[Number, Number] | list[Number] | None = (-1.0, 1.0)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _training.validate(self, non_negative=["beta"], fractions=["expectile"])
 
 
@@ -184,7 +184,7 @@ def networks(
 
 
 @typed
-def init(networks: tuple | list, *, config: Config, optimizers: tuple | list) -> State:
+def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: tuple[Any, ...] | list[Any]) -> State:
     """Start training: copies of the networks, the critic's average equal to it, fresh optimizer states.
 
     **Arguments:**
@@ -306,7 +306,7 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
 
 @typed
 def policy_loss(
-    policy: tuple, state: State, batch: Transition, draws: Draws, *, config: Config
+    policy: tuple[Any, ...], state: State, batch: Transition, draws: Draws, *, config: Config
 ) -> tuple[Scalar, tuple[Scalar, Scalar]]:
     r"""Compute $L_\text{denoising} + L_\text{score distillation} - \beta\, Q(s, \mu(s))$ of a batch.
 
@@ -356,7 +356,7 @@ def policy_loss(
 
 @typed
 def update(
-    state: State, batch: Transition, *, config: Config, optimizers: tuple | list, key: PRNGKeyArray
+    state: State, batch: Transition, *, config: Config, optimizers: tuple[Any, ...] | list[Any], key: PRNGKeyArray
 ) -> tuple[State, Info]:
     """Make one gradient step of all four networks on one batch, then move the target critic.
 

@@ -39,7 +39,7 @@ class ActionScale:
     low: Bound
     high: Bound
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         low, high = as_bounds("`low` and `high`", self.low, self.high)
         with np.errstate(over="ignore", invalid="ignore"):
             if not np.isfinite(high - low).all():

@@ -66,7 +66,8 @@ class EnvPool:
         processes = 2 * cores() if processes is None else as_size("processes", processes, 0)
         if processes > (limit := MAX_PROCESSES_PER_CORE * cores()):
             raise ValueError(f"`processes` must be at most {limit} on {cores()} cores, got {processes}.")
-        self.groups, self.group_size = max(processes, 1), as_size("envs_per_process", envs_per_process)
+        self.groups: int = max(processes, 1)
+        self.group_size: int = as_size("envs_per_process", envs_per_process)
         if self.group_size > MAX_ENVS_PER_PROCESS:
             raise ValueError(f"`envs_per_process` must be at most {MAX_ENVS_PER_PROCESS}, got {self.group_size}.")
         self._answered: list[tuple[int, Reply]] = []
@@ -177,5 +178,5 @@ class EnvPool:
     def __enter__(self) -> "EnvPool":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: Any) -> None:
         self.close()

@@ -37,7 +37,7 @@ class ChunkedActions(gymnasium.Wrapper):
     @typed
     def __init__(self, env: gymnasium.Env, length: Integer):
         super().__init__(env)
-        self.length = as_size("length", length)
+        self.length: int = as_size("length", length)
         if self.length > MAX_LENGTH:
             raise ValueError(f"`length` must be at most {MAX_LENGTH:,}, got {length}.")
         space = check_actions("env", env.action_space)

@@ -6,6 +6,6 @@ try:
     from shortcutrl.runs._rows import load_settings as load_settings
     from shortcutrl.runs._rows import read_rows as read_rows
     from shortcutrl.runs._run import Run as Run
-except ModuleNotFoundError as error:
-    package = (error.name or "").partition(".")[0]
-    raise ImportError(f"shortcutrl.runs needs {package}: pip install 'shortcutrl[runs]'") from error
+except ModuleNotFoundError as _error:
+    _package = (_error.name or "").partition(".")[0]
+    raise ImportError(f"shortcutrl.runs needs {_package}: pip install 'shortcutrl[runs]'") from _error

@@ -21,7 +21,7 @@ KEPT = 2
 
 
 @typed
-def load_checkpoint(folder: str | os.PathLike, state: Any) -> Any:
+def load_checkpoint(folder: str | os.PathLike[str], state: Any) -> Any:
     """Load the last checkpoint of a run; with a warning, the one before if the last is damaged.
 
     **Arguments:**

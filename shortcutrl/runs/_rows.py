@@ -12,7 +12,7 @@ from shortcutrl._types import show, typed
 
 
 @typed
-def load_settings(folder: str | os.PathLike) -> dict[str, Any]:
+def load_settings(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Load the settings that a run was made with.
 
     **Arguments:**
@@ -44,7 +44,7 @@ def load_settings(folder: str | os.PathLike) -> dict[str, Any]:
 
 
 @typed
-def append_row(folder: str | os.PathLike, name: str, row: dict[Any, Any]) -> None:
+def append_row(folder: str | os.PathLike[str], name: str, row: dict[Any, Any]) -> None:
     """Append a row to a table of a run: a line of `<name>.jsonl`.
 
     **Arguments:**
@@ -76,7 +76,7 @@ def append_row(folder: str | os.PathLike, name: str, row: dict[Any, Any]) -> Non
 
 
 @typed
-def read_rows(folder: str | os.PathLike, name: str) -> list[dict[str, Any]]:
+def read_rows(folder: str | os.PathLike[str], name: str) -> list[dict[str, Any]]:
     """Read the rows of a table of a run. Lines that were cut off, by a full disk for example, are left out.
 
     **Arguments:**
@@ -105,14 +105,14 @@ def read_rows(folder: str | os.PathLike, name: str) -> list[dict[str, Any]]:
     return [row for row in parsed if isinstance(row, dict)]
 
 
-def as_folder(name: str, folder: str | os.PathLike) -> Path:
+def as_folder(name: str, folder: str | os.PathLike[str]) -> Path:
     path = Path(os.fsdecode(folder))
     if "\0" in str(path) or not os.fspath(folder):
         raise ValueError(f"`{name}` must be a path, got {show(folder)}.")
     return path.absolute()
 
 
-def table_path(folder: str | os.PathLike, name: str) -> Path:
+def table_path(folder: str | os.PathLike[str], name: str) -> Path:
     if not name.isidentifier():
         raise ValueError(f"`name` must be letters, digits and underscores, such as 'table', got {show(name)}.")
     return as_folder("folder", folder) / f"{name}.jsonl"

@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,18 +61,18 @@ class Run:
     @typed
     def __init__(
         self,
-        folder: str | os.PathLike,
+        folder: str | os.PathLike[str],
         settings: dict[Any, Any],
         *,
         logger: Callable[[int, dict[str, float]], Any] | None = None,
     ):
-        self.folder = as_folder("folder", folder)
+        self.folder: Path = as_folder("folder", folder)
         text = as_json("settings", settings, indent=1, allow_nan=False)
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (path := self.folder / "settings.json").exists():
             write_whole(path, text)
         _check_same(self.folder, json.loads(text))
-        self.step = _checkpoint.last_step(self.folder) or 0
+        self.step: int = _checkpoint.last_step(self.folder) or 0
         self._logger = logger
         rows = [row for row in read_rows(self.folder, "metrics") if _is_metrics(row) and row["step"] <= self.step]
         write_whole(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
@@ -132,7 +133,7 @@ class Run:
     def __enter__(self) -> "Run":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: Any) -> None:
         self.close()
 
     def _show(self, step: int, **values: float) -> None:

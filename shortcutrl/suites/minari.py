@@ -20,8 +20,8 @@ from shortcutrl.suites._task import Task
 try:
     import gymnasium
     import minari
-except ModuleNotFoundError as error:
-    raise ImportError(f"shortcutrl.suites.minari needs {error.name}: pip install 'shortcutrl[minari]'") from error
+except ModuleNotFoundError as _error:
+    raise ImportError(f"shortcutrl.suites.minari needs {_error.name}: pip install 'shortcutrl[minari]'") from _error
 
 
 @typed
