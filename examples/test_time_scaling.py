@@ -50,8 +50,8 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     for row in rows:
         cells[row["n"], row["max_jumps"], row["k"]].append(row)
     ns, jumps = sorted({n for n, _, _ in cells}), sorted({k for _, _, k in cells})
-    figure, axes = plt.subplots(2, len(ns), figsize=(3.2 * len(ns), 6), layout="constrained", squeeze=False)
-    for n, (by_k, by_time) in zip(ns, axes.T, strict=True):
+    figure, axes = plt.subplots(len(ns), 2, figsize=(6, 2.5 * len(ns)), layout="constrained", squeeze=False)
+    for n, (by_k, by_time) in zip(ns, axes, strict=True):
         for max_jumps in sorted({m for each, m, _ in cells if each == n}):
             ks = [k for k in jumps if (n, max_jumps, k) in cells]
             seeds = [cells[n, max_jumps, k] for k in ks]
@@ -64,14 +64,15 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
             for axis, x in ((by_k, np.array(ks) * 1.04 ** np.log2(max_jumps)), (by_time, times)):  # k: side by side
                 color = axis.errorbar(x, rate, errors, capsize=2, lw=1)[0].get_color()
                 axis.scatter(x[trained], rate[trained], color=color, label=f"M_BTT = {max_jumps}", zorder=3)
-                axis.scatter(x[~trained], rate[~trained], color="white", edgecolor=color, zorder=3)
+                axis.scatter(x[~trained], rate[~trained], color="none", edgecolor=color, zorder=3)
         by_k.set(title=f"best of {n}" if n > 1 else "one candidate", xlabel="jumps k", xscale="log")
         by_k.set_xticks(jumps, jumps)
         by_k.minorticks_off()
-        by_time.set(xlabel="milliseconds per action", xscale="log")
+        by_time.set(xlabel="milliseconds per action", xlim=(0, None))
         for axis in (by_k, by_time):
             axis.set(ylabel="success", ylim=(-0.03, 1.03))
-    axes[0, 0].legend(fontsize="small", title="hollow: k > M_BTT", title_fontsize="small")
+    labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(*labels, loc="outside upper center", ncols=4, columnspacing=1, title="hollow: k > M_BTT")
     return figure
 
 
@@ -85,7 +86,7 @@ def main(
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    draw(rows).savefig(out / "test_time_scaling.png", dpi=110)
+    draw(rows).savefig(out / "test_time_scaling.png")
     print(f"table and picture: {out}")
 
 

@@ -73,24 +73,24 @@ def main(
     rows = {
         "flow matching\nalone": lambda k: (partial(rollout_k, flow, k=k), noise[:, 0]),
         "shortcut": lambda k: (partial(rollout_k, shortcut, k=k), noise[:, 0]),
-        "shortcut, Q maximised\nthrough 2 jumps": lambda k: (partial(rollout_k, guided, k=k), noise[:, 0]),
-        "shortcut,\nbest of 8 by Q": lambda k: (partial(best_of_n, partial(rollout_k, shortcut, k=k), critic), noise),
+        "Q maximised\nthrough 2 jumps": lambda k: (partial(rollout_k, guided, k=k), noise[:, 0]),
+        "best of 8\nby Q": lambda k: (partial(best_of_n, partial(rollout_k, shortcut, k=k), critic), noise),
     }
     data = behaviour(data_key, samples)
-    figure, axes = plt.subplots(len(rows), len(JUMPS), figsize=(8, 8), layout="constrained", sharex=True, sharey=True)
+    figure, axes = plt.subplots(len(rows), len(JUMPS), figsize=(6, 6.4), layout="constrained", sharex=True, sharey=True)
     for (name, make_actor), row in zip(rows.items(), axes, strict=True):
         row[0].set_ylabel(name)
         for k, axis in zip(JUMPS, row, strict=True):
             actor, draws = make_actor(k)
             actions = jax.jit(jax.vmap(partial(actor, OBS)))(draws)
-            axis.scatter(*data.T, s=1, color="0.85")
-            axis.scatter(*actions.T, s=1, color="tab:blue")
+            axis.scatter(*data.T, s=2, lw=0, color="0.65")
+            axis.scatter(*actions.T, s=2, lw=0, color="tab:blue")
             axis.set(xlim=(-1.3, 1.3), ylim=(-1.3, 1.3), aspect="equal", xticks=[], yticks=[])
             axis.set_xlabel(f"Q = {critic(OBS, actions.T)[0].mean():.2f}")
     for k, axis in zip(JUMPS, axes[0], strict=True):
         axis.set_title(f"{k} jump{'s' * (k > 1)}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=110)
+    figure.savefig(out)
     print(f"{out}: grey is the dataset, blue are the actions of the policies; more jumps to the right")
 
 

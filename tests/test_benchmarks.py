@@ -1,4 +1,4 @@
-"""The table of the benchmarks: milliseconds of one result, its floor, and the ratio of the two."""
+"""The table and the chart of the benchmarks."""
 
 import importlib
 import json
@@ -23,3 +23,12 @@ def test_the_table(tmp_path, monkeypatch, capsys):
     assert "| updates in a scan: 4x512 | 200 ms | 150 ms | 75% | 25 MB |" in said
     assert "| best of n: k=1, n=1, one observation | 0.06 ms |" in said
     assert "| first call | 12,500 ms |  |  |  |" in said
+
+
+def test_the_chart_shows_the_tables_of_the_page(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    chart = importlib.import_module("chart")
+    tables = tuple(sorted((BENCHMARKS.parent / "docs").glob("benchmarks-speed-*.md")))
+    assert chart.medians(tables[0].read_text())["updates in a scan: 4x512"] == 87.9
+    chart.main(tables, tmp_path / "speed.png")
+    assert (tmp_path / "speed.png").stat().st_size > 5000
