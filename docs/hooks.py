@@ -33,11 +33,7 @@ PAGES = {
 }
 """The pages that show what the repository's own files link to."""
 
-LATEX = {
-    r"\arg\max": r"\argmax",
-    r"\lVert": r"\left\lVert",
-    r"\rVert": r"\right\rVert",
-}
+LATEX = {r"\arg\max": r"\argmax", r"\lVert": r"\left\lVert", r"\rVert": r"\right\rVert"}
 """Commands that latex2mathml does not know or spaces badly, and commands that it knows."""
 
 PRIMED = r'<mrow>\1<mo lspace="0" rspace="0">&#x02032;</mo></mrow>'
@@ -49,9 +45,7 @@ FILES = {}
 
 def on_config(config):
     source = (ROOT / "shortcutrl" / "__init__.py").read_text()
-    config.extra["release"] = re.search(
-        r'^__version__ = "(.+)"$', source, re.MULTILINE
-    )[1]
+    config.extra["release"] = re.search(r'^__version__ = "(.+)"$', source, re.MULTILINE)[1]
 
 
 def on_nav(nav, config, **_):
@@ -59,44 +53,26 @@ def on_nav(nav, config, **_):
     sections = [f"# {config.site_name}", f"> {config.site_description}"]
     for item in nav.items:
         pages = item.children if item.is_section else [item]
-        lines = [
-            f"- [{page.title or title(page)}]({page.file.src_uri})"
-            for page in pages
-        ]
-        sections.append(
-            "\n".join(
-                [f"## {item.title}\n", *lines] if item.is_section else lines
-            )
-        )
+        lines = [f"- [{page.title or title(page)}]({page.file.src_uri})" for page in pages]
+        sections.append("\n".join([f"## {item.title}\n", *lines] if item.is_section else lines))
     FILES["llms.txt"] = "\n\n".join(sections) + "\n"
 
 
 def title(page):
-    return re.search(
-        "^# (.+)$", Path(page.file.abs_src_path).read_text(), re.MULTILINE
-    )[1]
+    return re.search("^# (.+)$", Path(page.file.abs_src_path).read_text(), re.MULTILINE)[1]
 
 
 def on_page_markdown(markdown, page, config, **_):
     up = "../" * page.file.src_uri.count("/")
     pattern = r"^<!-- include: ([^#\n]+?)(?:#(.*?))? -->$"
-    markdown = re.sub(
-        pattern,
-        lambda match: include(*match.groups(), up),
-        markdown,
-        flags=re.MULTILINE,
-    )
+    markdown = re.sub(pattern, lambda match: include(*match.groups(), up), markdown, flags=re.MULTILINE)
     for name, table in TABLES.items():
         if f"<!-- {name} -->" in markdown:
             markdown = markdown.replace(f"<!-- {name} -->", table())
-    FILES[page.file.src_uri] = re.sub(
-        r"^::: (\S+)$", interface, markdown, flags=re.MULTILINE
-    )
+    FILES[page.file.src_uri] = re.sub(r"^::: (\S+)$", interface, markdown, flags=re.MULTILINE)
     if page.file.src_uri.startswith("tutorials/"):
         path = page.file.src_uri.replace(".md", ".ipynb")
-        FILES[path] = notebook(
-            markdown, urljoin(config.site_url, page.file.src_uri)
-        )
+        FILES[path] = notebook(markdown, urljoin(config.site_url, page.file.src_uri))
         branch = f"{config.repo_url.replace('https://github.com', 'github')}/blob/gh-pages"
         links = (
             f'<a href="https://colab.research.google.com/{branch}/{path}">Open in Colab</a> · '
@@ -119,12 +95,8 @@ def on_page_content(html, page, **_):
             latex = latex.replace(usual, known)
         mathml = convert(latex, display="inline" if inline else "block")
         if "\\" in mathml:
-            raise PluginError(
-                f"{page.file.src_uri}: a formula that cannot be converted: {latex}"
-            )
-        mathml = re.sub(
-            r"<msup>(<mi>\w</mi>)<mi>&#x02032;</mi></msup>", PRIMED, mathml
-        )
+            raise PluginError(f"{page.file.src_uri}: a formula that cannot be converted: {latex}")
+        mathml = re.sub(r"<msup>(<mi>\w</mi>)<mi>&#x02032;</mi></msup>", PRIMED, mathml)
         return mathml if inline else f'<div class="formula">{mathml}</div>'
 
     pattern = r'<span class="arithmatex">\\\((.*?)\\\)</span>|<div class="arithmatex">\s*\\\[(.*?)\\\]\s*</div>'
@@ -135,11 +107,7 @@ def interface(match):
     """The signatures and docstrings of a public name, or of the public names of an algorithm."""
     found = package()[match[1].removeprefix("shortcutrl.")]
     found = found.final_target if found.is_alias else found
-    parts = (
-        [found[name] for name in defined(found.filepath)]
-        if found.is_module
-        else [found]
-    )
+    parts = [found[name] for name in defined(found.filepath)] if found.is_module else [found]
     code = "\n\n".join(outline(part.source) for part in parts)
     about = f"{found.docstring.value}\n\n" if found.is_module else ""
     return f"## {match[1]}\n\n{about}````python\n{code}\n````"
@@ -155,16 +123,10 @@ def outline(source):
     tree = ast.parse(textwrap.dedent(source))
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef):
-            node.body = [
-                part
-                for part in node.body
-                if not getattr(part, "name", "").startswith("_")
-            ] or [ast.Pass()]
+            node.body = [part for part in node.body if not getattr(part, "name", "").startswith("_")] or [ast.Pass()]
         elif isinstance(node, ast.FunctionDef):
             documented = ast.get_docstring(node) is not None
-            node.body = (
-                node.body[:1] if documented else [ast.Expr(ast.Constant(...))]
-            )
+            node.body = node.body[:1] if documented else [ast.Expr(ast.Constant(...))]
             node.decorator_list = []
     return ast.unparse(tree).replace("\\\\", "\\")
 
@@ -189,24 +151,11 @@ def include(file, heading, up):
     """The text of a file or of one section, with links that work on the site."""
     text = (ROOT / file).read_text().split("\n", 1)[1]  # without the title
     if heading is not None:
-        lines = re.split(
-            r"(^ *```.*?^ *```$)", text, flags=re.MULTILINE | re.DOTALL
-        )
-        lines[1::2] = [
-            re.sub(r"^#", r"\\#", code, flags=re.MULTILINE)
-            for code in lines[1::2]
-        ]  # comments of code
-        intro, *sections = re.split(
-            r"^#+ (.+)$", "".join(lines), flags=re.MULTILINE
-        )
-        intro, *sections = (
-            re.sub(r"^\\#", "#", part, flags=re.MULTILINE)
-            for part in (intro, *sections)
-        )
-        bodies = {
-            "": intro,
-            **dict(zip(sections[::2], sections[1::2], strict=True)),
-        }
+        lines = re.split(r"(^ *```.*?^ *```$)", text, flags=re.MULTILINE | re.DOTALL)
+        lines[1::2] = [re.sub(r"^#", r"\\#", code, flags=re.MULTILINE) for code in lines[1::2]]  # comments of code
+        intro, *sections = re.split(r"^#+ (.+)$", "".join(lines), flags=re.MULTILINE)
+        intro, *sections = (re.sub(r"^\\#", "#", part, flags=re.MULTILINE) for part in (intro, *sections))
+        bodies = {"": intro, **dict(zip(sections[::2], sections[1::2], strict=True))}
         if heading not in bodies:
             raise PluginError(f"{file} has no heading {heading!r}.")
         text = bodies[heading]
@@ -229,17 +178,9 @@ def link_names(markdown):
 
     def link(match):
         name = match[1].removeprefix("shortcutrl.").removesuffix("()")
-        return (
-            f"[{match[0]}][shortcutrl.{name}]"
-            if f"shortcutrl.{name}" in documented()
-            else match[0]
-        )
+        return f"[{match[0]}][shortcutrl.{name}]" if f"shortcutrl.{name}" in documented() else match[0]
 
-    parts = re.split(
-        r"(^ *```.*?^ *```$|^#[^\n]*$)",
-        markdown,
-        flags=re.MULTILINE | re.DOTALL,
-    )
+    parts = re.split(r"(^ *```.*?^ *```$|^#[^\n]*$)", markdown, flags=re.MULTILINE | re.DOTALL)
     spans = r"(?<![`\[])`([\w.]+(?:\(\))?)`(?![`\]])"
     parts[::2] = [re.sub(spans, link, part) for part in parts[::2]]
     return "".join(parts)
@@ -249,11 +190,7 @@ def link_names(markdown):
 def documented():
     """The names that the API pages document: those listed, and the public names of listed algorithms."""
     pages = Path(__file__).parent.glob("api/*.md")
-    names = {
-        name
-        for page in pages
-        for name in re.findall(r"^::: (\S+)", page.read_text(), re.M)
-    }
+    names = {name for page in pages for name in re.findall(r"^::: (\S+)", page.read_text(), re.M)}
     for file in (ROOT / "shortcutrl" / "algorithms").glob("[a-z]*.py"):
         names |= (
             {f"shortcutrl.{file.stem}.{name}" for name in defined(file)}
@@ -266,13 +203,9 @@ def documented():
 def defined(file):
     """The public functions, classes and constants that a module defines."""
     for node in ast.parse(file.read_text()).body:
-        if isinstance(
-            node, ast.FunctionDef | ast.ClassDef
-        ) and not node.name.startswith("_"):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
             yield node.name
-        elif isinstance(node, ast.Assign) and isinstance(
-            node.targets[0], ast.Name
-        ):
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             yield node.targets[0].id
 
 
@@ -295,20 +228,13 @@ def published():
     """The published settings of each environment."""
     names = ("q_weight", "aggregate", "discount")
     paper = example().Args(**example().PRESETS["paper"])
-    table = [
-        (f"`{env}`", *(own.get(n, getattr(paper, n)) for n in names))
-        for env, own in example().PUBLISHED.items()
-    ]
+    table = [(f"`{env}`", *(own.get(n, getattr(paper, n)) for n in names)) for env, own in example().PUBLISHED.items()]
     return rows(("environment", *(f"`{name}`" for name in names)), *table)
 
 
 def options():
     """Every option of `examples/sorl.py` with its meaning, from the comment in its line."""
-    said = re.findall(
-        r"^    (\w+): .*?  # (.+)$",
-        inspect.getsource(example().Args),
-        re.MULTILINE,
-    )
+    said = re.findall(r"^    (\w+): .*?  # (.+)$", inspect.getsource(example().Args), re.MULTILINE)
     varies = {name for own in example().PUBLISHED.values() for name in own}
 
     def value(preset, name):
@@ -317,12 +243,7 @@ def options():
         return f"`{getattr(example().Args(**example().PRESETS[preset]), name)}`"
 
     table = [
-        (
-            f"`--{name.replace('_', '-')}`",
-            value("laptop", name),
-            value("paper", name),
-            meaning,
-        )
+        (f"`--{name.replace('_', '-')}`", value("laptop", name), value("paper", name), meaning)
         for name, meaning in said
         if name != "preset"
     ]
