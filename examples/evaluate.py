@@ -44,7 +44,8 @@ def load(run: Path) -> tuple[dict[str, Any], Callable[[int, int], Any]]:
     state = load_checkpoint(run, sorl.State(*networks, *networks, not_needed, not_needed))
 
     def policy(k: int, n: int) -> Any:
-        return keyed(sorl.actor(state, config=config, k=k, n=n), (n, *action.shape) if n > 1 else action.shape)
+        options: dict[str, Any] = {"config": config, "k": k, "n": n}
+        return keyed(sorl.actor(state, **options), sorl.noise_shape(*action.shape, **options))
 
     return settings, policy
 

@@ -4,7 +4,7 @@ gap: how far the first jump, of 1/k, lands from two of half the size; zero where
 measured for the smallest jump, because half jumps of that size are not trained.
 distance: of the action from the action in the dataset. Gap and distance are root mean squares over dimensions.
 gain: Q of the action minus Q of the action in the dataset, in standard deviations of Q over the dataset.
-doubt: the standard deviation of Q between the critics, in the same unit.
+spread: the standard deviation of Q between the critics, in the same unit.
 """
 
 import sys
@@ -36,7 +36,7 @@ def measure(state: sorl.State, batch: Any, noise: jax.Array, *, config: sorl.Con
         "gap": jnp.sqrt(jnp.mean(gap**2)),
         "distance": jnp.sqrt(jnp.mean(distance**2)),
         "gain": (q - q_data).mean() / unit,
-        "doubt": q.std(axis=1).mean() / unit,
+        "spread": q.std(axis=1).mean() / unit,
     }
 
 
@@ -55,10 +55,10 @@ def main(
     networks = sorl.networks(batch, **shape, condition_critic_on_k=config.condition_critic_on_k, key=noise_key)
     not_needed: Any = None  # the states of the optimizers
     state = load_checkpoint(run, sorl.State(*networks, *networks, not_needed, not_needed))
-    print(f"{'k':>2} {'gap':>8} {'distance':>8} {'gain':>8} {'doubt':>8}")
+    print(f"{'k':>2} {'gap':>8} {'distance':>8} {'gain':>8} {'spread':>8}")
     for k in [2**i for i in range(int(config.num_steps).bit_length())]:
         values = measure(state, batch, noise, config=config, k=k)
-        told = [f"{values[name]:.3f}" for name in ("gap", "distance", "gain", "doubt")]
+        told = [f"{values[name]:.3f}" for name in ("gap", "distance", "gain", "spread")]
         told[0] = told[0] if k < config.num_steps else "-"
         print(f"{k:>2}", *(f"{value:>8}" for value in told))
 

@@ -25,20 +25,25 @@ from matplotlib import pyplot as plt
 class Method(NamedTuple):
     module: ModuleType
     config: Any
-    noise: tuple[int, ...] = (2,)  # the shape of the noise that one action takes
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """The shape of the noise of one action: the action's, where the module does not say."""
+        shape = getattr(self.module, "noise_shape", None)
+        return shape(2, config=self.config) if shape else (2,)
 
 
 METHODS = {
     "BC": Method(bc, bc.Config()),
     "IQL": Method(iql, iql.Config(alpha=10.0)),
     "ReBRAC": Method(rebrac, rebrac.Config(policy_penalty=1.0)),
-    "SRPO": Method(srpo, srpo.Config(beta=0.3)),
-    "IDQL": Method(idql, idql.Config(num_candidates=8), (8, 5, 2)),
-    "IFQL": Method(ifql, ifql.Config(num_candidates=8), (8, 2)),
+    "SRPO": Method(srpo, srpo.Config(beta=0.15)),
+    "IDQL": Method(idql, idql.Config()),
+    "IFQL": Method(ifql, ifql.Config()),
     "FAWAC": Method(fawac, fawac.Config(alpha=3.0)),
     "FBRAC": Method(fbrac, fbrac.Config(alpha=3.0)),
-    "CAC": Method(cac, cac.Config(eta=0.1, num_levels=40, schedule_updates=2000), (2, 2)),
-    "FQL": Method(fql, fql.Config(alpha=10.0)),
+    "CAC": Method(cac, cac.Config(eta=1.0, num_levels=40, schedule_updates=1500)),
+    "FQL": Method(fql, fql.Config(alpha=3.0)),
     "SORL": Method(sorl, sorl.Config(q_weight=5.0)),
 }
 
@@ -54,7 +59,7 @@ def make_dataset(size: int = 10_000) -> data.Dataset:
 
 def train(dataset: data.Dataset, method: Method, updates: int, seed: int) -> Any:
     """The state of the method's agent after training."""
-    module, config, _ = method
+    module, config = method
     init_key, train_key = jax.random.split(jax.random.key(seed))
     # Some methods have a second width, of a network of another kind.
     widths = [name for name in inspect.signature(module.networks).parameters if name.endswith("width")]
@@ -86,7 +91,7 @@ def main(
         started, method = time.perf_counter(), METHODS[name]
         state = train(dataset, method, updates, seed)
         actor = method.module.actor(state, config=method.config)
-        noise = jax.random.normal(jax.random.key(seed + 1), (samples, *method.noise))
+        noise = jax.random.normal(jax.random.key(seed + 1), (samples, *method.noise_shape))
         actions[name] = jax.jit(jax.vmap(actor.__call__))(jnp.zeros((samples, 1)), noise)
         print(f"{name}: mean reward {actions[name][:, 0].mean():.2f}, {time.perf_counter() - started:.0f} s")
     columns = min(4, len(actions))

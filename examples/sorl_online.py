@@ -81,8 +81,8 @@ def main(
     state = state._replace(target_policy=trained.target_policy, target_critic=trained.target_critic)
 
     def policy(state: sorl.State):
-        action_shape = example.action.shape[1:]
-        return keyed(sorl.actor(state, config=config, k=k, n=n), (n, *action_shape) if n > 1 else action_shape)
+        options: dict[str, Any] = {"config": config, "k": k, "n": n}
+        return keyed(sorl.actor(state, **options), sorl.noise_shape(example.action.shape[-1], **options))
 
     @jax.jit
     def decide(state, obs, key):

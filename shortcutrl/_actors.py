@@ -5,7 +5,8 @@ import jax.numpy as jnp
 
 from shortcutrl import _checks
 from shortcutrl._call import action_of
-from shortcutrl._types import Action, Actor, Clip, Noise, Obs, typed
+from shortcutrl._typed import typed
+from shortcutrl._types import Action, Actor, Clip, Noise, Obs
 
 
 @typed

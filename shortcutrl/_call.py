@@ -2,30 +2,33 @@
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from shortcutrl import _checks
-from shortcutrl._types import Action, Actor, Aggregate, Critic, Noise, Obs, Scalar, Value, Velocity, show
+from shortcutrl._typed import show
+from shortcutrl._types import Action, Actor, Aggregate, Critic, Noise, Obs, Scalar, Value, Velocity
 
 
 def velocity_at(name: str, velocity: Velocity, obs: Obs, x: Action, t: Scalar, h: Scalar) -> Action:
     """The velocity at `x`, in its shape and dtype."""
-    return _as_floats(name, _call(name, velocity, obs, x, t, h), x.shape).astype(x.dtype)
+    return _as_floats(name, call(name, velocity, obs, x, t, h), x.shape).astype(x.dtype)
 
 
 def like_x(name: str, function: Callable[..., Array], obs: Obs, x: Action, at: Scalar) -> Action:
     """`function(obs, x, at)`, in the shape and dtype of `x`."""
-    return _as_floats(name, _call(name, function, obs, x, at), x.shape).astype(x.dtype)
+    return _as_floats(name, call(name, function, obs, x, at), x.shape).astype(x.dtype)
 
 
 def action_of(name: str, actor: Actor, obs: Obs, noise: Noise) -> Action:
     """The action of one observation, shape `(action,)`."""
-    action = _as_floats(name, _call(name, actor, obs, noise))
+    action = _as_floats(name, call(name, actor, obs, noise))
     if action.ndim != 1 or len(action) == 0:
         raise ValueError(f"`{name}` must return an action of shape (action,), got {action.shape}. {_ONE_INPUT}")
     return action
@@ -33,7 +36,7 @@ def action_of(name: str, actor: Actor, obs: Obs, noise: Noise) -> Action:
 
 def ensemble_of(name: str, critic: Critic, obs: Obs, action: Action) -> Array:
     """Q by each member, shape `(ensemble,)`."""
-    q = _as_floats(name, _call(name, critic, obs, action))
+    q = _as_floats(name, call(name, critic, obs, action))
     if q.ndim != 1 or len(q) == 0:
         raise ValueError(
             f"`{name}` must return shape (ensemble,), one estimate of Q for each member, got {q.shape}. For a single "
@@ -47,17 +50,17 @@ def q_of(name: str, critic: Critic, obs: Obs, action: Action, aggregate: Aggrega
     q = ensemble_of(name, critic, obs, action)
     if isinstance(aggregate, str):
         return jnp.min(q) if aggregate == "min" else jnp.mean(q)
-    return _as_floats("aggregate", _call("aggregate", aggregate, q), (), "Reduce the ensemble to one number.")
+    return _as_floats("aggregate", call("aggregate", aggregate, q), (), "Reduce the ensemble to one number.")
 
 
 def value_of(name: str, value: Value, obs: Obs) -> Scalar:
     """V of one observation, a scalar."""
-    return _as_floats(name, _call(name, value, obs), ())
+    return _as_floats(name, call(name, value, obs), ())
 
 
 def times_of(name: str, times: Callable[..., Any], key: PRNGKeyArray, dtype: Any) -> tuple[Scalar, Scalar]:
     """The times and steps that a sampler draws."""
-    pair = _call(name, times, key)
+    pair = call(name, times, key)
     if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(map(_is_number, pair)):
         raise TypeError(f"`{name}` must return a pair (t, h) of numbers, got {show(pair)}.")
     return _checks.as_times(pair[0], pair[1], dtype, source=name)
@@ -69,18 +72,24 @@ _ONE_INPUT = (
 )
 
 
-def _call(name: str, function: Callable[..., Any], *args: Any) -> Any:
+def call(name: str, function: Callable[..., Any], *args: Any) -> Any:
+    """`function(*args)`, or an error that says why it cannot be called so."""
     if isinstance(function, type):
         raise TypeError(f"`{name}` must be a function, got the class `{function.__name__}`. Pass an instance of it.")
     try:
         return function(*args)
     except TypeError as error:
+        keywords: dict[str, Any] = {}
+        while isinstance(function, partial | eqx.Partial):
+            args, keywords = (*function.args, *args), {**function.keywords, **keywords}
+            function = function.func
         try:
-            inspect.signature(function).bind(*args)
+            inspect.signature(function).bind(*args, **keywords)
         except (TypeError, ValueError) as mismatch:
+            named = "".join(f" and `{keyword}`" for keyword in keywords)
             raise TypeError(
-                f"`{name}` cannot be called with {len(args)} positional arguments ({mismatch}). Check the order in "
-                "which you pass functions, and bind options of your own by `functools.partial`."
+                f"`{name}` cannot be called with {len(args)} positional arguments{named} ({mismatch}). Check the order "
+                "in which you pass functions, and bind options of your own by `functools.partial`."
             ) from error
         raise
 

@@ -13,7 +13,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
-from shortcutrl._types import Bound, Clip, show
+from shortcutrl._typed import show
+from shortcutrl._types import Bound, Clip
 
 
 def as_same_dtype(**arrays: Array | np.ndarray) -> tuple[Array, ...]:
@@ -31,10 +32,6 @@ def as_same_dtype(**arrays: Array | np.ndarray) -> tuple[Array, ...]:
     return tuple(jnp.asarray(value, dtype) for value in arrays.values())
 
 
-MAX_JUMPS = 2**12
-"""A larger number of jumps is a mistake, for which a rollout would not end."""
-
-
 def as_size(name: str, value: Any, minimum: int = 1, maximum: float = float("inf")) -> int:
     """An integer from `minimum` to `maximum`, NumPy's included, as a Python integer."""
     integer = isinstance(value, int | np.integer) and not isinstance(value, bool | np.timedelta64)
@@ -42,6 +39,14 @@ def as_size(name: str, value: Any, minimum: int = 1, maximum: float = float("inf
         span = f"of at least {minimum}" + (f" and at most {maximum}" if maximum < float("inf") else "")
         raise ValueError(f"`{name}` must be an integer {span}, got {show(value)}.")
     return int(value)
+
+
+MAX_COUNT = 2**12
+
+
+def as_count(name: str, value: Any) -> int:
+    """A number of jumps, levels or candidates. A larger one is a mistake, for which the function would not end."""
+    return as_size(name, value, maximum=MAX_COUNT)
 
 
 def as_shape(name: str, value: Any) -> tuple[int, ...]:
@@ -53,7 +58,7 @@ def as_shape(name: str, value: Any) -> tuple[int, ...]:
 
 
 def as_power_of_two(name: str, value: Any) -> int:
-    size = as_size(name, value, maximum=MAX_JUMPS)
+    size = as_count(name, value)
     if size & (size - 1):
         raise ValueError(
             f"`{name}` must be a power of two (1, 2, 4, ...), got {size}: shortcut training halves step sizes from 1 "
@@ -126,7 +131,7 @@ def check_leading_axis(name: str, tree: Any) -> int:
     shapes = {path: _shape(leaf) for path, leaf in leaves.items()}
     lengths = {shape[:1] for shape in shapes.values()}
     if len(lengths) != 1 or lengths in ({()}, {(0,)}):
-        listed = ", ".join(f"`{path}` {shape}" for path, shape in shapes.items()) or "no array"
+        listed = ", ".join(f"`{path}` {shape}" for path, shape in list(shapes.items())[:5]) or "no array"
         raise ValueError(f"`{name}`: all arrays must share a non-empty leading axis, got {listed}.")
     return lengths.pop()[0]
 
@@ -139,9 +144,11 @@ def as_rows(name: str, value: Array | np.ndarray, rows: int) -> Array:
 
 
 def check_one_of(name: str, value: Any, allowed: list[int]) -> None:
-    number = jnp.shape(value) == () and jnp.issubdtype(jnp.result_type(value), jnp.integer)
-    if not number or ((known := _known(value)) is not None and known not in allowed):
-        raise ValueError(f"`{name}` must be one of {', '.join(map(str, allowed))}, got {value}.")
+    number = isinstance(value, jax.Array | np.ndarray | np.integer | int) and not isinstance(value, bool)
+    scalar = number and is_real(value) and jnp.shape(value) == ()
+    integer = scalar and jnp.issubdtype(jnp.result_type(value), jnp.integer)
+    if not integer or ((known := _known(value)) is not None and known not in allowed):
+        raise ValueError(f"`{name}` must be one of {', '.join(map(str, allowed))}, got {show(value)}.")
 
 
 def as_scalar(name: str, value: Any, dtype: Any) -> Array:
@@ -183,6 +190,8 @@ def is_real(value: Any) -> bool:
     """Floats, integers and flags; not text, dates, objects, complex numbers or masked arrays."""
     if isinstance(value, np.ma.MaskedArray | np.timedelta64):
         return False
-    return isinstance(value, int | float) or any(
+    if isinstance(value, int):
+        return value.bit_length() < 128  # what float32 can hold
+    return isinstance(value, float) or any(
         jnp.issubdtype(value.dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating)
     )

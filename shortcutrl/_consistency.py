@@ -11,7 +11,8 @@ from jaxtyping import Array, Float
 
 from shortcutrl import _checks
 from shortcutrl._call import like_x
-from shortcutrl._types import Action, ActionLike, Clip, Obs, Scalar, ScalarLike, show, typed
+from shortcutrl._typed import show, typed
+from shortcutrl._types import Action, ActionLike, Clip, Obs, Scalar, ScalarLike
 
 SMALLEST_LEVEL, LARGEST_LEVEL = 0.002, 80.0
 """The noise levels of a consistency model."""

@@ -10,7 +10,8 @@ from jaxtyping import Array, Float
 
 from shortcutrl import _checks
 from shortcutrl._call import like_x, value_of
-from shortcutrl._types import Action, ActionLike, Clip, Integer, Obs, Scalar, ScalarLike, typed
+from shortcutrl._typed import typed
+from shortcutrl._types import Action, ActionLike, Clip, Integer, Obs, Scalar, ScalarLike
 
 
 @runtime_checkable

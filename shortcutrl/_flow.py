@@ -12,7 +12,8 @@ from jaxtyping import PRNGKeyArray
 from shortcutrl import _checks
 from shortcutrl._call import times_of, velocity_at
 from shortcutrl._path import draw_flow_matching, draw_self_consistency, interpolate
-from shortcutrl._types import ActionLike, Integer, Obs, Scalar, ScalarLike, Velocity, typed
+from shortcutrl._typed import typed
+from shortcutrl._types import ActionLike, Integer, Obs, Scalar, ScalarLike, Velocity
 
 
 class ShortcutInfo(NamedTuple):

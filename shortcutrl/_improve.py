@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from shortcutrl import _checks
 from shortcutrl._call import action_of, q_of
-from shortcutrl._types import Action, Actor, Aggregate, Critic, Noise, Obs, Scalar, ScalarLike, typed
+from shortcutrl._typed import typed
+from shortcutrl._types import Action, Actor, Aggregate, Critic, Noise, Obs, Scalar, ScalarLike
 
 
 class QInfo(NamedTuple):

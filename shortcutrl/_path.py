@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from shortcutrl import _checks
-from shortcutrl._types import Action, ActionLike, Integer, ScalarLike, typed
+from shortcutrl._typed import typed
+from shortcutrl._types import Action, ActionLike, Integer, ScalarLike
 
 
 @typed

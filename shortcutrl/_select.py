@@ -8,7 +8,8 @@ from jaxtyping import Array, Float, Int
 
 from shortcutrl import _checks
 from shortcutrl._call import action_of, q_of
-from shortcutrl._types import Action, Actor, Aggregate, Critic, Noise, Obs, typed
+from shortcutrl._typed import typed
+from shortcutrl._types import Action, Actor, Aggregate, Critic, Noise, Obs
 
 
 class BestOfN(NamedTuple):

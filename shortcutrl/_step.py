@@ -6,7 +6,8 @@ from jax.core import Tracer
 
 from shortcutrl import _checks
 from shortcutrl._call import velocity_at
-from shortcutrl._types import Action, ActionLike, Clip, Integer, Obs, ScalarLike, Velocity, typed
+from shortcutrl._typed import typed
+from shortcutrl._types import Action, ActionLike, Clip, Integer, Obs, ScalarLike, Velocity
 
 
 @typed
@@ -89,7 +90,7 @@ def rollout_k(
 
     Source: the sampling procedure of SORL ([arXiv 2505.22866](https://arxiv.org/abs/2505.22866)).
     """
-    k = _checks.as_size("k", k, maximum=_checks.MAX_JUMPS)
+    k = _checks.as_count("k", k)
     (noise,) = _checks.as_same_dtype(noise=noise)
     bounds = _checks.as_clip("clip", clip, noise)
 

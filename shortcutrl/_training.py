@@ -1,7 +1,6 @@
 """What the algorithms share: networks that `jit` can carry, optimizers, moving averages, and checks of their input."""
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,9 +12,10 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Array
 
-from shortcutrl import _checks
+from shortcutrl import _checks, _contract
 from shortcutrl._call import ensemble_of, q_of, value_of
-from shortcutrl._types import Aggregate, Number, Scalar, Transition, show
+from shortcutrl._typed import show
+from shortcutrl._types import Aggregate, Number, Scalar, Transition
 from shortcutrl._value import bellman_target, expectile_loss
 
 
@@ -33,8 +33,7 @@ class Carried(eqx.Module):
 
 def as_carried(name: str, network: Any) -> Any:
     """A copy of a network for a state: with its own arrays, so that the state may be donated."""
-    if not callable(network):
-        raise TypeError(f"`{name}` must be a callable pytree, such as an Equinox Module, got {show(network)}.")
+    _contract.check_network(name, network)
     leaves, structure = jax.tree.flatten(network)
     arrays = [leaf for leaf in leaves if eqx.is_array_like(leaf) and isinstance(leaf, jax.Array | np.ndarray)]
     floats = [leaf for leaf in arrays if jnp.issubdtype(leaf.dtype, jnp.floating)]
@@ -137,15 +136,21 @@ learn = partial(eqx.filter_value_and_grad, has_aux=True)
 """`loss(network, ...) -> (loss, aux)` to `((loss, aux), gradients)`."""
 
 
+def fixed(tree: Any) -> Any:
+    """The same without gradients; functions among its leaves stay as they are."""
+    return jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_array(leaf) else leaf, tree)
+
+
 def average(state: Any, tau: Number) -> Any:
     """Move each `target_x` of a state towards its `x`: `target + tau (online - target)`."""
-    targets = [name for name in state._fields if name.startswith("target_")]
-    return state._replace(
-        **{name: _polyak(getattr(state, name.removeprefix("target_")), getattr(state, name), tau) for name in targets}
-    )
+    names = [name.removeprefix("target_") for name in state._fields if name.startswith("target_")]
+    pairs = {name: (getattr(state, name), getattr(state, f"target_{name}")) for name in names}
+    return state._replace(**{f"target_{name}": _polyak(name, *pair, tau) for name, pair in pairs.items()})
 
 
-def _polyak(online: Any, target: Any, tau: Number) -> Any:
+def _polyak(name: str, online: Any, target: Any, tau: Number) -> Any:
+    if jax.tree.structure(online) != jax.tree.structure(target):
+        raise ValueError(f"`state.target_{name}` must have the structure of `state.{name}`. Make the state by `init`.")
     new, static = eqx.partition(online, eqx.is_inexact_array)
     old = eqx.filter(target, eqx.is_inexact_array)
     return eqx.combine(optax.incremental_update(new, old, float(tau)), static)
@@ -188,72 +193,21 @@ def fit_critic(critic: Any, value: Any, batch: Transition, *, discount: Number) 
     return jnp.square(q - target[:, None].astype(q.dtype)).sum(axis=1).mean(), q.mean()
 
 
-def check_batch(batch: Transition) -> None:
-    """A batch has one leading axis in each array, and the ranks of a batch of transitions."""
-    for name in ("action", "reward", "mask"):
-        value, rank = getattr(batch, name), 2 if name == "action" else 1
-        if not isinstance(value, jax.Array | np.ndarray) or value.ndim != rank:
-            shape = "(batch, action)" if rank == 2 else "(batch,)"
-            raise ValueError(f"`batch.{name}` must have shape {shape}, got {show(value)}.")
-        if not _checks.is_real(value):
-            raise TypeError(f"`batch.{name}` must be an array of real numbers, got {show(value)}. Convert it.")
-    if not jnp.issubdtype(batch.action.dtype, jnp.floating):
-        raise TypeError(f"`batch.action` is {batch.action.dtype}. Convert it: actions are floats.")
-    _checks.check_leading_axis("batch", batch)
-
-
-def sizes_of(example: Transition, encoder: Callable[[Any], Array] | None) -> tuple[int, int]:
-    """The sizes that networks are made for: of an observation, encoded if there is an encoder, and of an action."""
-    action = example.action
-    obs = example.obs if action.ndim == 1 else jax.tree.map(lambda x: x[0], example.obs)
-    if encoder is not None:
-        obs = eqx.filter_eval_shape(encoder, obs)
-    if not isinstance(obs, jax.Array | np.ndarray | jax.ShapeDtypeStruct) or obs.ndim != 1:
-        raise ValueError(
-            f"`example.obs` must be vectors, got {show(obs) if encoder is None else obs}. Pass an `encoder` that turns "
-            "one observation into a vector."
-        )
-    return len(obs) if encoder is None else obs.shape[0], action.shape[-1]
-
-
-def validate(
-    config: Any, *, non_negative: Sequence[str] = (), sizes: Sequence[str] = (), fractions: Sequence[str] = ()
-) -> None:
-    """Make a frozen Config plain data (Python numbers, tuples) and check its fields. For `__post_init__`."""
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if isinstance(value, tuple | list):
-            value = tuple(each.item() if isinstance(each, np.generic) else each for each in value)
-        object.__setattr__(config, field.name, value.item() if isinstance(value, np.generic) else value)
-    for name in non_negative:
-        _checks.check_range(name, getattr(config, name), 0, float("inf"))
-    for name in sizes:
-        _checks.as_size(name, getattr(config, name), maximum=_checks.MAX_JUMPS)
-    for name in (*fractions, "discount", "tau"):
-        if hasattr(config, name):  # behaviour cloning has no discount and no tau
-            _checks.check_range(name, getattr(config, name), 0, 1, open_low=name == "tau")
-    if config.clip is not None and not (len(config.clip) == 2 and config.clip[0] < config.clip[1]):
-        raise ValueError(
-            f"`clip` must be (low, high) with low < high, such as (-1.0, 1.0), or None, got {config.clip}."
-        )
-
-
-def at_drawn(
-    loss: Callable[[Any, int], tuple[Scalar, Scalar]], network: Any, name: str, value: Any, allowed: list[int]
-):
-    """`loss(network, value)` for a value that may be traced, one of `allowed`, differentiable in the network.
+def at_drawn(loss: Callable[[Any, int], tuple[Scalar, Scalar]], network: Any, name: str, k: Any, max_jumps: int):
+    """`loss(network, k)` for a k of 1, 2, 4, ..., `max_jumps` that may be traced, differentiable in the network.
 
     The gradient of the loss is computed inside the branch: differentiating through the switch would keep the
     intermediate values of every branch. The terms beside the loss have no gradient.
     """
-    _checks.check_one_of(name, value, allowed)
-    if not isinstance(value, Tracer):
-        result, terms = loss(network, int(value))
+    allowed = [2**i for i in range(int(max_jumps).bit_length())]
+    _checks.check_one_of(name, k, allowed)
+    if not isinstance(k, Tracer):
+        result, terms = loss(network, int(k))
         return result, jax.lax.stop_gradient(terms)  # as in the switch
     params, static = eqx.partition(network, eqx.is_inexact_array)
     branches = [lambda params, each=each: loss(eqx.combine(params, static), each) for each in allowed]
     gradients = [jax.value_and_grad(branch, has_aux=True) for branch in branches]
-    index = jnp.searchsorted(jnp.array(allowed), value)
+    index = jnp.searchsorted(jnp.array(allowed), k)
 
     @jax.custom_vjp
     def switch(params):

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from shortcutrl import _checks
 from shortcutrl._call import action_of, ensemble_of, q_of, value_of
-from shortcutrl._types import Actor, Aggregate, Critic, Noise, Obs, Scalar, ScalarLike, Transition, Value, typed
+from shortcutrl._typed import typed
+from shortcutrl._types import Actor, Aggregate, Critic, Noise, Obs, Scalar, ScalarLike, Transition, Value
 
 
 class TDInfo(NamedTuple):

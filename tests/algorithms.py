@@ -4,6 +4,7 @@ import functools
 import importlib
 import inspect
 import pkgutil
+import typing
 from types import ModuleType
 
 import equinox as eqx
@@ -36,6 +37,12 @@ def name_of(module):
 def small(module, **options):
     fields = module.Config.__dataclass_fields__
     return module.Config(**{name: size for name, size in SMALL.items() if name in fields} | options)
+
+
+def noise_shape(module, size, *, config, **options):
+    """The shape of an actor's noise: that of one action, where the algorithm does not say."""
+    shape = getattr(module, "noise_shape", lambda size, **_: (size,))
+    return shape(size, config=config, **options)
 
 
 def transitions(seed=0, n=BATCH, dtype=float):
@@ -87,7 +94,8 @@ def is_own(module, name):
 
 
 def trains_several(module, name):
-    return next(iter(inspect.signature(getattr(module, name)).parameters.values())).annotation is tuple
+    hint = next(iter(inspect.signature(getattr(module, name)).parameters.values())).annotation
+    return (typing.get_origin(hint) or hint) is tuple
 
 
 def learner(module, name, state):

@@ -1,5 +1,6 @@
 """The contract of every algorithm; an algorithm that is added is found by its file and tested without edits here."""
 
+import ast
 import dataclasses
 import functools
 import inspect
@@ -27,6 +28,7 @@ from algorithms import (
     losses,
     name_of,
     networks,
+    noise_shape,
     optimizers,
     own_networks,
     small,
@@ -39,16 +41,13 @@ from shortcutrl import algorithms
 SHARED = {"sorl": {"jumps_key": jax.random.key(9)}}
 """Draws that the agents of one `vmap` share, so that a switch stays one."""
 
-OTHER_NAMES = {"sorl": set()}
-"""Public functions beside those of the contract."""
-
 
 @every_algorithm
 def test_the_fixed_names_are_there(module):
     functions = {name for name in vars(module) if is_own(module, name) and not name.startswith("_")}
     contract = {"networks", "init", "draw", "update", "actor"}
     assert contract <= functions
-    assert functions - contract - OTHER_NAMES.get(name_of(module), set()) == set(losses(module))
+    assert functions - contract - {"noise_shape"} == set(losses(module))
     assert {"policy_loss"} <= set(losses(module))
     for kind in (module.Networks, module.State, module.Draws, module.Info):
         assert issubclass(kind, tuple)
@@ -76,9 +75,33 @@ def test_signatures_are_the_same_everywhere(module):
     assert required(module.init) == {"networks", "config", "optimizers"}
     assert required(module.update) == {"state", "batch", "config", "optimizers", "key"}
     assert required(module.actor) == {"state", "config"}
+    if hasattr(module, "noise_shape"):
+        assert positional(module.noise_shape) == ["action_size"]
+        options = lambda function: {p.name: p.default for p in parameters(function) if p.kind == p.KEYWORD_ONLY}
+        assert options(module.noise_shape) == options(module.actor)
     for name in losses(module):
         assert positional(getattr(module, name))[1:] == ["state", "batch", "draws"]
         assert required(getattr(module, name)) == {*positional(getattr(module, name)), "config"}
+
+
+@every_algorithm
+def test_the_actor_takes_noise_of_its_shape(module):
+    config = small(module)
+    names = inspect.signature(module.actor).parameters
+    for options in [{}] + [{"n": n} for n in (1, 4) if "n" in names]:
+        act = module.actor(start(module), config=config, **options)
+        noise = jnp.zeros(noise_shape(module, ACTION, config=config, **options))
+        assert act(transitions().obs[0], noise).shape == (ACTION,)
+
+
+@every_algorithm
+def test_an_algorithm_has_at_most_150_lines_of_code(module):
+    source = inspect.getsource(module)
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Expr)]
+    texts = [node for node in nodes if isinstance(node.value, ast.Constant)]
+    documentation = {line for node in texts for line in range(node.lineno, node.end_lineno + 1)}
+    lines = enumerate(map(str.strip, source.splitlines()), 1)
+    assert sum(i not in documentation and line[:1] not in ("", "#") for i, line in lines) <= 150
 
 
 # ----------------------------------------------------------------------- the hyperparameters

@@ -15,8 +15,9 @@ from scipy.stats import kstest
 
 from shortcutrl import cac, consistency_function, consistency_loss, consistency_sample, noise_level
 
-CONFIG = cac.Config(eta=0.7, backup_candidates=3, schedule_updates=100)
-LEVELS, SEED = (80.0, 2.0), 3
+BOUND = 0.3  # so near that most actions are clipped
+CONFIG = cac.Config(eta=0.7, backup_candidates=3, schedule_updates=100, clip=(-BOUND, BOUND))
+LEVELS, SEED = (80.0, 2.0), 2
 LOW, HIGH = 0.002 ** (1 / 7), 80 ** (1 / 7)
 
 
@@ -28,7 +29,7 @@ class LinearNetwork(eqx.Module):
 
     @staticmethod
     def random(rng):
-        return LinearNetwork(0.5 * rng.normal(size=ACTION), 0.3 * rng.normal(size=ACTION))
+        return LinearNetwork(rng.normal(size=ACTION), rng.normal(size=ACTION))
 
     def __call__(self, obs, x, u):
         return self.weight * x + u * self.tilt
@@ -46,14 +47,16 @@ class LinearNetwork(eqx.Module):
         first, _, by_weight, by_tilt = self.model(80.0 * noise[0], 80.0)
         x = first + np.sqrt(2.0**2 - 0.002**2) * noise[1]
         action, by_x, own_weight, own_tilt = self.model(x, 2.0)
-        inside = np.abs(action) < 1
-        return np.clip(action, -1, 1), inside * (own_weight + by_x * by_weight), inside * (own_tilt + by_x * by_tilt)
+        inside = np.abs(action) < BOUND
+        return np.clip(action, -BOUND, BOUND), inside * (own_weight + by_x * by_weight), inside * (own_tilt + by_x * by_tilt)
 
 
 def problem(seed):
     rng = np.random.default_rng(seed)
     networks = LinearNetwork.random(rng), QuadraticCritic.random(rng)
+    # Estimates so close that the lowest member is not the same one for each candidate.
     targets = LinearNetwork.random(rng), QuadraticCritic.random(rng)
+    targets = targets[0], QuadraticCritic(0.02 * targets[1].w, 0.2 * targets[1].goal)
     state = cac.State(*networks, *targets, None, None, np.asarray(rng.integers(0, 120), np.int32))
     draws = cac.Draws(
         rng.normal(size=(BATCH, 3, 2, ACTION)),
@@ -122,7 +125,7 @@ def test_the_losses_are_the_oracles(name, seed):
     check(CHECKS[name][0], name, seed)
 
 
-def another_actor(policy, levels=LEVELS, clip=(-1.0, 1.0)):
+def another_actor(policy, levels=LEVELS, clip=(-BOUND, BOUND)):
     return partial(consistency_sample, partial(consistency_function, policy), levels=levels, clip=clip)
 
 
@@ -155,6 +158,8 @@ WRONG_CRITIC_LOSSES = {
     "the online critic": another_critic_loss(critic_of="critic"),
     "no best of the candidates": another_critic_loss(best=lambda q: q.mean(axis=0).min()),
     "the worst candidate": another_critic_loss(best=lambda q: q.min(axis=0).min()),
+    "the best of the minimum": another_critic_loss(best=lambda q: q.min(axis=1).max()),
+    "actions are not clipped": another_critic_loss(actor=partial(another_actor, clip=None)),
     "the mean of the ensemble": another_critic_loss(best=lambda q: q.max(axis=0).mean()),
     "bootstraps from obs": another_critic_loss(obs="obs"),
     "forgot the mask": another_critic_loss(mask=0),

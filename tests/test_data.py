@@ -331,6 +331,12 @@ def test_scaling_goes_there_and_back_and_never_leaves_the_range(low, size, where
         assert scale.to_unit(library(np.full((1,), end, dtype))).item() == scaled
 
 
+def test_rounding_does_not_take_an_action_out_of_the_action_space():
+    low, high, unit = np.float32(-3.7722752), np.float32(-3.5016456), np.float32([0.9999998])
+    assert (1 - unit) / 2 * low + (1 + unit) / 2 * high > high  # in float32
+    assert data.ActionScale(low, high).from_unit(unit) <= high
+
+
 @pytest.mark.parametrize("dtype", [np.int32, np.float16, jnp.bfloat16, np.uint8], ids=str)
 @pytest.mark.parametrize("library", [np.asarray, jnp.asarray])
 def test_narrow_actions_are_scaled_in_float32(dtype, library):

@@ -185,10 +185,10 @@ def test_test_time_scaling(home, tmp_path):
 
 def test_jumps(home, trained_run):
     header, *rows = finish(start(home, "jumps.py", trained_run, "--states", "64")).splitlines()
-    assert header.split() == ["k", "gap", "distance", "gain", "doubt"]
+    assert header.split() == ["k", "gap", "distance", "gain", "spread"]
     assert [row.split()[0] for row in rows] == ["1", "2"]
-    gap, distance, _, doubt = map(float, rows[0].split()[1:])
-    assert min(gap, distance, doubt) > 0
+    gap, distance, _, spread = map(float, rows[0].split()[1:])
+    assert min(gap, distance, spread) > 0
     assert rows[-1].split()[1] == "-"
 
 

@@ -227,7 +227,19 @@ def test_a_wrong_loss_is_caught(mutant):
     assert_caught(CHECKS[name][0], loss, SEED)
 
 
-# ------------------------------------------------------------------- what training reaches
+# ------------------------------------------------------------------- networks, and what training reaches
+
+
+def test_the_initial_networks_are_the_published_ones():
+    """Glorot-uniform weights and zero biases; those of the policy's last layer are a tenth of that."""
+    example = Transition(jnp.ones(7), jnp.ones(3), jnp.array(0.0), jnp.array(0.0), jnp.ones(7))
+    policy, critic, value = iql.networks(example, width=64, depth=2, key=jax.random.key(0))
+    for mlp, last in [(policy.mlp, 0.1), (critic.members, 1.0), (value.mlp, 1.0)]:
+        for weight, scale in zip(mlp.weights, (1.0, 1.0, last), strict=True):
+            bound = scale * np.sqrt(6 / sum(weight.shape[-2:]))
+            assert 0.9 * bound < jnp.abs(weight).max() <= bound
+        assert all(not bias.any() for bias in mlp.biases)
+    assert (len(policy.mlp.norms), len(critic.members.norms), len(value.mlp.norms)) == (0, 2, 2)
 
 
 @pytest.mark.parametrize("config", [AWR, DDPGBC], ids=lambda config: config.policy)

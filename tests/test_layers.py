@@ -11,12 +11,13 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "shortcutrl"
 
 FLOORS = [
-    {"_types", "_processes"},
+    {"_types", "_typed", "_processes"},
     {"_checks"},
     {"_call"},
     {"_step", "_path", "_actors"},
     {"_flow", "_value", "_diffusion", "_consistency"},
     {"_improve", "_select"},
+    {"_contract"},
     {"_training"},
     {"algorithms"},
 ]

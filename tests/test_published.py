@@ -8,6 +8,7 @@ import pytest
 
 from shortcutrl import algorithms
 
+PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 METHODS = {name for name, value in vars(algorithms).items() if inspect.ismodule(value)}
 
 
@@ -82,6 +83,49 @@ def test_settings(published, key, fields):
 )
 def test_results(published, method, environment, success):
     assert published.RESULTS[method][environment] == success
+
+
+MAIN = {
+    "IQL": ("alpha",),
+    "ReBRAC": ("policy_penalty", "critic_penalty"),
+    "IDQL": ("num_candidates", "expectile"),
+    "SRPO": ("beta",),
+    "CAC": ("eta",),
+    "FAWAC": ("alpha",),
+    "FBRAC": ("alpha",),
+    "IFQL": ("num_candidates",),
+    "FQL": ("alpha",),
+    "SORL": ("q_weight",),
+}
+
+
+def table(heading):
+    """Of the page of methods, as rows of cells by the first cell."""
+    text = PAGE.read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    lines = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|") and "---" not in line]
+    header, *rows = [[cell.strip() for cell in line] for line in lines]
+    return header[1:], {name: dict(zip(header[1:], cells, strict=True)) for name, *cells in rows}
+
+
+def test_the_page_shows_these_settings(published):
+    header, rows = table("Published settings")
+    assert header == list(MAIN)
+    assert list(rows) == list(published.ENVIRONMENTS)
+    for environment, row in rows.items():
+        for method, shown in row.items():
+            config = published.SETTINGS[method.lower()].get(environment)
+            expected = "" if config is None else ", ".join(f"{getattr(config, name):g}" for name in MAIN[method])
+            assert shown == expected, (environment, method)
+
+
+def test_the_page_shows_these_results(published):
+    header, rows = table("Published results")
+    assert {name.lower() for name in header} == METHODS
+    assert list(rows) == list(published.ENVIRONMENTS)
+    for environment, row in rows.items():
+        for method, shown in row.items():
+            success = published.RESULTS[method.lower()].get(environment)
+            assert shown == ("" if success is None else f"{success:g}"), (environment, method)
 
 
 def test_what_is_not_published_is_missing(published):

@@ -267,6 +267,15 @@ def test_a_batch_without_the_next_action_is_refused(call, wrong):
     assert wrong is not None or "`data.sample` gives it" in str(raised.value)
 
 
+def test_the_initial_policy_acts_near_zero_and_within_the_range():
+    policy, _ = rebrac.networks(problem(0)[1], width=64, depth=2, key=jax.random.key(0))
+    bound = 0.1 * np.sqrt(6 / (64 + ACTION))
+    assert 0.8 * bound < jnp.abs(policy.mlp.weights[-1]).max() <= bound
+    far = 1e4 * jnp.ones(3)
+    assert jnp.abs(policy(far, None)).max() <= 1
+    assert jnp.allclose(policy(far, None), jnp.tanh(policy.mlp(far)))
+
+
 def test_the_published_defaults():
     assert rebrac.Config() == rebrac.Config(0.01, 0.01, 0.2, 0.5, 2, 0.99, 0.005, (-1.0, 1.0))
 

@@ -209,7 +209,19 @@ def test_the_samples_of_a_batch_are_independent():
 
 def test_a_valid_start_among_thousands_of_others_is_found():
     dataset = episodes([1] * 3000 + [2], masks=(1,))
-    assert starts(dataset, jax.random.split(KEY, 3), batch_size=5).tolist() == [[3000] * 5] * 3
+    for batch_size in (5, 200):  # more than are found: they are repeated
+        assert (starts(dataset, jax.random.split(KEY, 3), batch_size=batch_size) == 3000).all()
+
+
+@pytest.mark.parametrize("lengths", [[5], [5, 3], [3, 5]])
+def test_an_episode_may_be_looked_through_to_its_end_and_no_further(lengths):
+    dataset = episodes(lengths, masks=(1,), after=True)
+    draw = partial(data.sample, dataset, KEY, batch_size=64, discount=1)
+    assert draw(chunk=5).action.shape == (64, 10)
+    assert draw(n_step=5).reward.shape == (64,)
+    for option in ("chunk", "n_step"):
+        with pytest.raises(ValueError, match=r"must be at most 5, the transition\(s\) of the longest episode, got 6"):
+            draw(**{option: 6})
 
 
 def test_without_a_valid_start_the_reward_is_nan_under_jit_and_an_error_outside():

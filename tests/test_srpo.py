@@ -209,6 +209,15 @@ def test_a_wrong_config_is_refused_by_name(field, value):
         srpo.Config(**{field: value})
 
 
+def test_a_flat_q_is_not_divided_by_zero():
+    state, batch, draws = jax.tree.map(jnp.asarray, problem(SEED))
+    flat = lambda obs, action: jnp.stack([obs[0], obs[1]]) + 0 * action[0]
+    networks = state.diffusion, state.policy
+    loss, (_, minus_q) = srpo.policy_loss(networks, state._replace(target_critic=flat), batch, draws, config=NORMALIZED)
+    assert jnp.isfinite(loss)
+    np.testing.assert_allclose(minus_q, -batch.obs[:, :2].mean(), rtol=1e-12)
+
+
 def test_the_agent_acts_without_noise():
     state = problem(0)[0]._replace(policy=lambda obs, noise: jnp.array([0.5, 3.0]) + noise)
     act = srpo.actor(state, config=CONFIG)

@@ -14,7 +14,8 @@ from tensorboardX.proto.event_pb2 import Event
 
 
 def rows(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """Of a file of JSON lines, without the one number that is never the same: how long an action took."""
+    return [{**json.loads(line), "milliseconds": None} for line in path.read_text().splitlines()]
 
 
 def board(folder):
@@ -34,7 +35,7 @@ def assert_same(one, other):
     assert [row["step"] for row in rows(one / "metrics.jsonl")] == list(range(10, 151, 10))
     assert rows(one / "table.jsonl") == rows(other / "table.jsonl")
     assert board(one / "tensorboard") == board(other / "tensorboard")
-    assert len(board(one / "tensorboard")) == 15 * 7
+    assert len(board(one / "tensorboard")) == 15 * 5
     first, second = (dict(np.load(folder / "checkpoints" / "150" / "state.npz")) for folder in (one, other))
     assert first.keys() == second.keys()
     assert len(first) > 20

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from algorithms import KEY, every_algorithm, name_of, networks, optimizers
+from algorithms import KEY, every_algorithm, name_of, networks, noise_shape, optimizers
 
 from shortcutrl import Transition, consistency_gap, nn, rollout_k, shortcut_loss, sorl
 
@@ -162,18 +162,10 @@ SETTINGS = {
 CLONES = {"bc"}
 """These do not see the reward."""
 
-NOISE = {
-    "ifql": lambda config: (config.num_candidates, 2),
-    "idql": lambda config: (config.num_candidates, config.denoising_steps, 2),
-    "cac": lambda config: (config.sample_steps, 2),
-}
-"""The shape of an actor's noise where it is not that of the action."""
-
 
 def learned_reward(module, config, updates=500, batch_size=128):
     """The mean reward of the trained agent where an action earns how far it goes to the right."""
     options = {"config": config, "optimizers": optimizers(module, optax.adam(2e-3))}
-    noise_shape = NOISE.get(name_of(module), lambda config: (2,))(config)
 
     def data(key):
         obs, end = jnp.ones((batch_size, 1), jnp.float32), jnp.zeros(batch_size, jnp.float32)
@@ -189,7 +181,7 @@ def learned_reward(module, config, updates=500, batch_size=128):
         mine = single(networks(module, key, example=data(key), width=32, depth=2))
         state, _ = jax.lax.scan(update, module.init(mine, **options), jax.random.split(key, updates))
         actor = module.actor(state, config=config)
-        noise = jax.random.normal(KEY, (500, *noise_shape), jnp.float32)
+        noise = jax.random.normal(KEY, (500, *noise_shape(module, 2, config=config)), jnp.float32)
         return jax.vmap(actor, (None, 0))(jnp.ones(1, jnp.float32), noise)[:, 0].mean()
 
     return train(KEY)

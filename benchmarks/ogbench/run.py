@@ -145,7 +145,7 @@ def train(args: Args, module: ModuleType, config: Any, dataset: data.Dataset, se
 
 
 def noise_shape(module: ModuleType, config: Any, size: int, chosen: dict[str, Any]) -> tuple[int, ...]:
-    """The shape of the noise of the method's actor: its own word, or one row of the action's size."""
+    """The shape of the noise of the method's actor: its own `noise_shape`, or that of one action."""
     shape = getattr(module, "noise_shape", None)
     return (size,) if shape is None else shape(size, config=config, **chosen)
 

@@ -4,19 +4,19 @@ Source: behaviour cloning as the baseline of FQL ([arXiv 2502.02538](https://arx
 """
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import optax
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
-from shortcutrl import _training, nn
+from shortcutrl import _contract, _training, nn
 from shortcutrl._actors import clipped, noiseless
 from shortcutrl._flow import gaussian_nll
-from shortcutrl._types import Actor, Integer, Number, Scalar, Transition, typed
+from shortcutrl._typed import typed
+from shortcutrl._types import Actor, Encoder, Integer, Number, Scalar, Transition
 
 
 class Networks(NamedTuple):
@@ -52,7 +52,7 @@ class Config:
     clip: tuple[Number, Number] | list[Number] | None = (-1.0, 1.0)
 
     def __post_init__(self) -> None:
-        _training.validate(self)
+        _contract.validate(self)
 
 
 class State(NamedTuple):
@@ -85,7 +85,7 @@ def networks(
     *,
     width: Integer = 512,
     depth: Integer = 4,
-    encoder: Callable[[Any], Array] | None = None,
+    encoder: Encoder = None,
     key: PRNGKeyArray,
 ) -> Networks:
     """Make the published network: an MLP with GELU.
@@ -109,7 +109,7 @@ def networks(
         (policy,) = bc.networks(example, width=32, depth=2, key=jax.random.key(0))
         ```
     """
-    sizes = _training.sizes_of(example, encoder)
+    sizes = _contract.sizes_of(example, encoder)
     return Networks(nn.GaussianPolicy(*sizes, width=width, depth=depth, encoder=encoder, key=key))
 
 
@@ -140,7 +140,7 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
     return State(policy, opt_state)
 
 
-@typed
+@_contract.checked(Networks)
 def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
     """Draw the randomness of one update, which is none: the loss uses the policy's mean.
 
@@ -164,7 +164,7 @@ def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
     return Draws()
 
 
-@typed
+@_contract.checked(Networks, draw)
 def policy_loss(policy: Any, state: State, batch: Transition, draws: Draws, *, config: Config) -> tuple[Scalar, Scalar]:
     r"""Imitate the dataset: $-\log \pi(a \mid s)$, the mean of [`gaussian_nll`][shortcutrl.gaussian_nll].
 
@@ -196,7 +196,7 @@ def policy_loss(policy: Any, state: State, batch: Transition, draws: Draws, *, c
     return loss, loss
 
 
-@typed
+@_contract.checked(Networks)
 def update(
     state: State, batch: Transition, *, config: Config, optimizers: tuple[Any, ...] | list[Any], key: PRNGKeyArray
 ) -> tuple[State, Info]:
@@ -227,12 +227,11 @@ def update(
         state, info = jax.jit(partial(bc.update, **options))(state, batch, key=jax.random.key(1))
         ```
     """
-    _training.check_batch(batch)
     (_, nll), grads = _training.learn(policy_loss)(state.policy, state, batch, draw(key, batch), config=config)
     return _training.step(Networks, state, optimizers, policy=grads), Info(nll)
 
 
-@typed
+@_contract.checked(Networks)
 def actor(state: State, *, config: Config, sample: bool = False) -> Actor:
     """Act with the policy, clipped: by its mean, or by a sample.
 

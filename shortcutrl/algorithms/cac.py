@@ -12,7 +12,6 @@ of the FQL paper ([arXiv 2502.02538](https://arxiv.org/abs/2502.02538)). The cod
 """
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,7 +22,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from shortcutrl import _checks, _training, nn
+from shortcutrl import _checks, _contract, _training, nn
 from shortcutrl._call import action_of, ensemble_of
 from shortcutrl._consistency import (
     LARGEST_LEVEL,
@@ -33,7 +32,8 @@ from shortcutrl._consistency import (
     noise_level,
 )
 from shortcutrl._improve import q_loss
-from shortcutrl._types import Actor, Integer, Number, Scalar, Transition, typed
+from shortcutrl._typed import typed
+from shortcutrl._types import Actor, Encoder, Integer, Number, Scalar, Transition
 from shortcutrl._value import bellman_target
 from shortcutrl._value import critic_loss as fit_critic
 
@@ -92,9 +92,9 @@ class Config:
     clip: tuple[Number, Number] | list[Number] | None = (-1.0, 1.0)
 
     def __post_init__(self) -> None:
-        _training.validate(self, non_negative=["eta"], sizes=["sample_steps", "backup_candidates"])
+        _contract.validate(self, non_negative=["eta"], sizes=["sample_steps", "backup_candidates"])
         _checks.as_size("num_levels", self.num_levels, FIRST_LEVELS)
-        _checks.as_size("schedule_updates", self.schedule_updates)
+        _checks.as_size("schedule_updates", self.schedule_updates, maximum=2**31)
 
 
 class State(NamedTuple):
@@ -155,7 +155,7 @@ def networks(
     depth: Integer = 4,
     policy_width: Integer = 256,
     policy_depth: Integer = 3,
-    encoder: Callable[[Any], Array] | None = None,
+    encoder: Encoder = None,
     key: PRNGKeyArray,
 ) -> Networks:
     """Make the networks: MLPs with GELU, LayerNorm in the critic, two critics.
@@ -180,7 +180,7 @@ def networks(
         policy, critic = cac.networks(example, width=32, depth=2, policy_width=32, key=jax.random.key(0))
         ```
     """
-    sizes = _training.sizes_of(example, encoder)
+    sizes = _contract.sizes_of(example, encoder)
     policy_key, critic_key = jax.random.split(key)
     policy = nn.FlowPolicy(*sizes, width=policy_width, depth=policy_depth, encoder=encoder, key=policy_key)
     return Networks(policy, nn.EnsembleCritic(*sizes, width=width, depth=depth, encoder=encoder, key=critic_key))
@@ -215,7 +215,7 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
     return State(policy, critic, *averages, *opt_states, updates=jnp.zeros((), jnp.int32))
 
 
-@typed
+@_contract.checked(Networks)
 def draw(key: PRNGKeyArray, batch: Transition, *, config: Config) -> Draws:
     """Draw the noise and the noise levels of one update.
 
@@ -253,7 +253,7 @@ def _actor(policy: Any, config: Config) -> Actor:
     return eqx.Partial(consistency_sample, model, levels=levels, clip=config.clip)
 
 
-@typed
+@_contract.checked(Networks, draw)
 def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, config: Config) -> tuple[Scalar, Scalar]:
     r"""Fit Q to the best of several next actions: $y = r + \gamma m \min_i \max_j Q_{\bar\phi_i}(s', a'_j)$.
 
@@ -295,7 +295,7 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
     return losses.mean(), info.q.mean()
 
 
-@typed
+@_contract.checked(Networks, draw)
 def policy_loss(
     policy: Any, state: State, batch: Transition, draws: Draws, *, config: Config
 ) -> tuple[Scalar, tuple[Scalar, Scalar, Scalar]]:
@@ -337,14 +337,14 @@ def policy_loss(
     models = (eqx.Partial(consistency_function, network) for network in (policy, state.target_policy))
     losses = jax.vmap(partial(consistency_loss, *models))(batch.obs, batch.action, draws.noise, *noise_levels)
     consistency = (CONSISTENCY_WEIGHT / (high - low) * losses).mean()
-    critic = jax.lax.stop_gradient(state.critic)
+    critic = _training.fixed(state.critic)
     losses, info = jax.vmap(partial(q_loss, _actor(policy, config), critic))(batch.obs, draws.q_noise)
     minus_q = losses.mean()
     loss = consistency + config.eta * _training.normalized(minus_q, info.q)
     return loss, (consistency, minus_q, gaps + 1)
 
 
-@typed
+@_contract.checked(Networks)
 def update(
     state: State, batch: Transition, *, config: Config, optimizers: tuple[Any, ...] | list[Any], key: PRNGKeyArray
 ) -> tuple[State, Info]:
@@ -376,7 +376,6 @@ def update(
         state, info = jax.jit(partial(cac.update, **options))(state, batch, key=jax.random.key(1))
         ```
     """
-    _training.check_batch(batch)
     draws = draw(key, batch, config=config)
     (td, q), grads = _training.learn(critic_loss)(state.critic, state, batch, draws, config=config)
     state = _training.step(Networks, state, optimizers, critic=grads)
@@ -386,7 +385,7 @@ def update(
     return state, Info(td, q, *terms)
 
 
-@typed
+@_contract.checked(Networks)
 def actor(state: State, *, config: Config) -> Actor:
     """Act with a sample of the policy, made in `config.sample_steps` steps and clipped.
 
@@ -410,3 +409,27 @@ def actor(state: State, *, config: Config) -> Actor:
         ```
     """
     return _actor(state.policy, config)
+
+
+@typed
+def noise_shape(action_size: Integer, *, config: Config) -> tuple[int, ...]:
+    """Return the shape of the noise that [`actor`][shortcutrl.cac.actor] takes with the same options.
+
+    **Arguments:**
+
+    - `action_size`: the length of an action.
+    - `config`: of the training.
+
+    **Returns:** `(sample_steps, action)`.
+
+    **Raises:** `ValueError` for a size below 1.
+
+    !!! Example
+
+        ```python
+        from shortcutrl import cac
+
+        assert cac.noise_shape(2, config=cac.Config()) == (2, 2)
+        ```
+    """
+    return int(config.sample_steps), _checks.as_size("action_size", action_size)

@@ -5,7 +5,6 @@ Source: the flow variant of AWAC ([arXiv 2006.09359](https://arxiv.org/abs/2006.
 """
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -15,11 +14,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PRNGKeyArray
 
-from shortcutrl import _training, nn
+from shortcutrl import _contract, _training, nn
 from shortcutrl._flow import flow_matching_loss
 from shortcutrl._improve import advantage_weight
 from shortcutrl._step import rollout_k
-from shortcutrl._types import Actor, Integer, Number, Scalar, Transition, typed
+from shortcutrl._typed import typed
+from shortcutrl._types import Actor, Encoder, Integer, Number, Scalar, Transition
 from shortcutrl._value import td_loss
 
 
@@ -71,7 +71,7 @@ class Config:
     clip: tuple[Number, Number] | list[Number] | None = (-1.0, 1.0)
 
     def __post_init__(self) -> None:
-        _training.validate(self, non_negative=["alpha"], sizes=["flow_steps"])
+        _contract.validate(self, non_negative=["alpha"], sizes=["flow_steps"])
 
 
 class State(NamedTuple):
@@ -127,7 +127,7 @@ def networks(
     *,
     width: Integer = 512,
     depth: Integer = 4,
-    encoder: Callable[[Any], Array] | None = None,
+    encoder: Encoder = None,
     key: PRNGKeyArray,
 ) -> Networks:
     """Make the published networks: MLPs with GELU, LayerNorm in critic and value, two critics.
@@ -151,7 +151,7 @@ def networks(
         policy, critic, value = fawac.networks(example, width=32, depth=2, key=jax.random.key(0))
         ```
     """
-    sizes = _training.sizes_of(example, encoder)
+    sizes = _contract.sizes_of(example, encoder)
     shape: dict[str, Any] = {"width": width, "depth": depth, "encoder": encoder}
     policy_key, critic_key, value_key = jax.random.split(key, 3)
     policy, critic = nn.FlowPolicy(*sizes, **shape, key=policy_key), nn.EnsembleCritic(*sizes, **shape, key=critic_key)
@@ -186,7 +186,7 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
     return State(policy, critic, value, jax.tree.map(jnp.copy, critic), *opt_states)
 
 
-@typed
+@_contract.checked(Networks)
 def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
     """Draw the noise and the times of one update.
 
@@ -212,7 +212,7 @@ def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
     return Draws(td_noise, flow_noise, jax.random.uniform(t_key, batch.action.shape[:1], batch.action.dtype))
 
 
-@typed
+@_contract.checked(Networks, draw)
 def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, config: Config) -> tuple[Scalar, Scalar]:
     r"""Compute the TD loss of a batch: the mean of [`td_loss`][shortcutrl.td_loss] with the policy's next actions.
 
@@ -245,7 +245,7 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
     return losses.mean(), info.q.mean()
 
 
-@typed
+@_contract.checked(Networks, draw)
 def value_loss(value: Any, state: State, batch: Transition, draws: Draws, *, config: Config) -> tuple[Scalar, Scalar]:
     r"""Fit V to Q of the dataset's actions by the mean square: $(Q_{\bar\phi}(s, a) - V(s))^2$.
 
@@ -275,7 +275,7 @@ def value_loss(value: Any, state: State, batch: Transition, draws: Draws, *, con
     return 2 * loss, v
 
 
-@typed
+@_contract.checked(Networks, draw)
 def policy_loss(
     policy: Any, state: State, batch: Transition, draws: Draws, *, config: Config
 ) -> tuple[Scalar, tuple[Scalar, Scalar]]:
@@ -312,7 +312,7 @@ def policy_loss(
     return jnp.mean(weight * flow_matching), (flow_matching.mean(), weight.mean())
 
 
-@typed
+@_contract.checked(Networks)
 def update(
     state: State, batch: Transition, *, config: Config, optimizers: tuple[Any, ...] | list[Any], key: PRNGKeyArray
 ) -> tuple[State, Info]:
@@ -343,7 +343,6 @@ def update(
         state, info = jax.jit(partial(fawac.update, **options))(state, batch, key=jax.random.key(1))
         ```
     """
-    _training.check_batch(batch)
     args: Any = state, batch, draw(key, batch)
     (td, q), critic_grads = _training.learn(critic_loss)(state.critic, *args, config=config)
     (fit, v), value_grads = _training.learn(value_loss)(state.value, *args, config=config)
@@ -352,7 +351,7 @@ def update(
     return _training.average(state, config.tau), Info(td, q, fit, v, *terms)
 
 
-@typed
+@_contract.checked(Networks)
 def actor(state: State, *, config: Config) -> Actor:
     """Act with the flow: all Euler steps, clipped.
 

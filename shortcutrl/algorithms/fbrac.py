@@ -5,7 +5,6 @@ Source: the flow variant of behaviour-regularised actor-critic, a baseline of FQ
 """
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -15,11 +14,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PRNGKeyArray
 
-from shortcutrl import _training, nn
+from shortcutrl import _contract, _training, nn
 from shortcutrl._flow import flow_matching_loss
 from shortcutrl._improve import q_loss
 from shortcutrl._step import rollout_k
-from shortcutrl._types import Actor, Integer, Number, Scalar, Transition, typed
+from shortcutrl._typed import typed
+from shortcutrl._types import Actor, Encoder, Integer, Number, Scalar, Transition
 from shortcutrl._value import td_loss
 
 
@@ -68,7 +68,7 @@ class Config:
     clip: tuple[Number, Number] | list[Number] | None = (-1.0, 1.0)
 
     def __post_init__(self) -> None:
-        _training.validate(self, non_negative=["alpha"], sizes=["flow_steps"])
+        _contract.validate(self, non_negative=["alpha"], sizes=["flow_steps"])
 
 
 class State(NamedTuple):
@@ -120,7 +120,7 @@ def networks(
     *,
     width: Integer = 512,
     depth: Integer = 4,
-    encoder: Callable[[Any], Array] | None = None,
+    encoder: Encoder = None,
     key: PRNGKeyArray,
 ) -> Networks:
     """Make the published networks: MLPs with GELU, LayerNorm in the critic, two critics.
@@ -144,7 +144,7 @@ def networks(
         policy, critic = fbrac.networks(example, width=32, depth=2, key=jax.random.key(0))
         ```
     """
-    sizes = _training.sizes_of(example, encoder)
+    sizes = _contract.sizes_of(example, encoder)
     shape: dict[str, Any] = {"width": width, "depth": depth, "encoder": encoder}
     policy_key, critic_key = jax.random.split(key)
     critic = nn.EnsembleCritic(*sizes, **shape, key=critic_key)
@@ -179,7 +179,7 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
     return State(policy, critic, jax.tree.map(jnp.copy, critic), *opt_states)
 
 
-@typed
+@_contract.checked(Networks)
 def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
     """Draw the noise and the times of one update.
 
@@ -205,7 +205,7 @@ def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
     return Draws(td_noise, noise, flow_noise, jax.random.uniform(t_key, batch.action.shape[:1], batch.action.dtype))
 
 
-@typed
+@_contract.checked(Networks, draw)
 def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, config: Config) -> tuple[Scalar, Scalar]:
     r"""Compute the TD loss of a batch: the mean of [`td_loss`][shortcutrl.td_loss] with the policy's next actions.
 
@@ -238,7 +238,7 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
     return losses.mean(), info.q.mean()
 
 
-@typed
+@_contract.checked(Networks, draw)
 def policy_loss(
     policy: Any, state: State, batch: Transition, draws: Draws, *, config: Config
 ) -> tuple[Scalar, tuple[Scalar, Scalar]]:
@@ -270,12 +270,12 @@ def policy_loss(
     match = partial(flow_matching_loss, policy, h=0.0)
     flow_matching = jax.vmap(match)(batch.obs, batch.action, draws.flow_noise, draws.flow_t).mean()
     actor = partial(rollout_k, policy, k=config.flow_steps, clip=config.clip)
-    losses, _ = jax.vmap(partial(q_loss, actor, jax.lax.stop_gradient(state.critic)))(batch.obs, draws.noise)
+    losses, _ = jax.vmap(partial(q_loss, actor, _training.fixed(state.critic)))(batch.obs, draws.noise)
     minus_q = losses.mean()
     return config.alpha * flow_matching + minus_q, (flow_matching, minus_q)
 
 
-@typed
+@_contract.checked(Networks)
 def update(
     state: State, batch: Transition, *, config: Config, optimizers: tuple[Any, ...] | list[Any], key: PRNGKeyArray
 ) -> tuple[State, Info]:
@@ -306,7 +306,6 @@ def update(
         state, info = jax.jit(partial(fbrac.update, **options))(state, batch, key=jax.random.key(1))
         ```
     """
-    _training.check_batch(batch)
     args: Any = state, batch, draw(key, batch)
     (td, q), critic_grads = _training.learn(critic_loss)(state.critic, *args, config=config)
     (_, terms), policy_grads = _training.learn(policy_loss)(state.policy, *args, config=config)
@@ -314,7 +313,7 @@ def update(
     return _training.average(state, config.tau), Info(td, q, *terms)
 
 
-@typed
+@_contract.checked(Networks)
 def actor(state: State, *, config: Config) -> Actor:
     """Act with the flow: all Euler steps, clipped.
 

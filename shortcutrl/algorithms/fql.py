@@ -4,7 +4,6 @@ Source: flow Q-learning ([arXiv 2502.02538](https://arxiv.org/abs/2502.02538)).
 """
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -14,12 +13,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PRNGKeyArray
 
-from shortcutrl import _training, nn
+from shortcutrl import _contract, _training, nn
 from shortcutrl._actors import clipped
 from shortcutrl._flow import flow_matching_loss
 from shortcutrl._improve import distill_loss, q_loss
 from shortcutrl._step import rollout_k
-from shortcutrl._types import Actor, Integer, Number, Scalar, Transition, typed
+from shortcutrl._typed import typed
+from shortcutrl._types import Actor, Encoder, Integer, Number, Scalar, Transition
 from shortcutrl._value import td_loss
 
 
@@ -71,7 +71,7 @@ class Config:
     clip: tuple[Number, Number] | list[Number] | None = (-1.0, 1.0)
 
     def __post_init__(self) -> None:
-        _training.validate(self, non_negative=["alpha"], sizes=["flow_steps"])
+        _contract.validate(self, non_negative=["alpha"], sizes=["flow_steps"])
 
 
 class State(NamedTuple):
@@ -126,7 +126,7 @@ def networks(
     *,
     width: Integer = 512,
     depth: Integer = 4,
-    encoder: Callable[[Any], Array] | None = None,
+    encoder: Encoder = None,
     key: PRNGKeyArray,
 ) -> Networks:
     """Make the published networks: MLPs with GELU, LayerNorm in the critic, two critics.
@@ -150,7 +150,7 @@ def networks(
         flow, student, critic = fql.networks(example, width=32, depth=2, key=jax.random.key(0))
         ```
     """
-    sizes = _training.sizes_of(example, encoder)
+    sizes = _contract.sizes_of(example, encoder)
     shape: dict[str, Any] = {"width": width, "depth": depth, "encoder": encoder}
     makers = nn.FlowPolicy, nn.OneStepPolicy, nn.EnsembleCritic
     keys = jax.random.split(key, len(makers))
@@ -185,7 +185,7 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
     return State(flow, student, critic, jax.tree.map(jnp.copy, critic), *opt_states)
 
 
-@typed
+@_contract.checked(Networks)
 def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
     """Draw the noise and the times of one update.
 
@@ -211,7 +211,7 @@ def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
     return Draws(td_noise, noise, flow_noise, jax.random.uniform(t_key, batch.action.shape[:1], batch.action.dtype))
 
 
-@typed
+@_contract.checked(Networks, draw)
 def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, config: Config) -> tuple[Scalar, Scalar]:
     r"""Compute the TD loss of a batch: the mean of [`td_loss`][shortcutrl.td_loss] with the student's next actions.
 
@@ -244,7 +244,7 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
     return losses.mean(), info.q.mean()
 
 
-@typed
+@_contract.checked(Networks, draw)
 def policy_loss(
     policy: tuple[Any, ...], state: State, batch: Transition, draws: Draws, *, config: Config
 ) -> tuple[Scalar, tuple[Scalar, Scalar, Scalar]]:
@@ -277,14 +277,14 @@ def policy_loss(
     flow_matching = jax.vmap(match)(batch.obs, batch.action, draws.flow_noise, draws.flow_t).mean()
     teacher = partial(rollout_k, flow, k=config.flow_steps, clip=config.clip)
     distillation = jax.vmap(partial(distill_loss, student, teacher))(batch.obs, draws.noise).mean()
-    improve = partial(q_loss, partial(clipped, student, clip=config.clip), jax.lax.stop_gradient(state.critic))
+    improve = partial(q_loss, partial(clipped, student, clip=config.clip), _training.fixed(state.critic))
     losses, info = jax.vmap(improve)(batch.obs, draws.noise)
     minus_q = losses.mean()
     q_term = _training.normalized(minus_q, info.q) if config.normalize_q else minus_q
     return flow_matching + config.alpha * distillation + q_term, (flow_matching, distillation, minus_q)
 
 
-@typed
+@_contract.checked(Networks)
 def update(
     state: State, batch: Transition, *, config: Config, optimizers: tuple[Any, ...] | list[Any], key: PRNGKeyArray
 ) -> tuple[State, Info]:
@@ -315,7 +315,6 @@ def update(
         state, info = jax.jit(partial(fql.update, **options))(state, batch, key=jax.random.key(1))
         ```
     """
-    _training.check_batch(batch)
     draws = draw(key, batch)
     (td, q), critic_grads = _training.learn(critic_loss)(state.critic, state, batch, draws, config=config)
     (_, terms), policy_grads = _training.learn(policy_loss)(
@@ -326,7 +325,7 @@ def update(
     return _training.average(state, config.tau), Info(td, q, *terms)
 
 
-@typed
+@_contract.checked(Networks)
 def actor(state: State, *, config: Config) -> Actor:
     """Act with the student: one pass, clipped.
 

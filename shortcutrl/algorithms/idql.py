@@ -10,7 +10,6 @@ schedule, sampler and residual network. The rest is as in the comparison of the 
 """
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,10 +19,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PRNGKeyArray
 
-from shortcutrl import _checks, _training, nn
+from shortcutrl import _checks, _contract, _training, nn
 from shortcutrl._diffusion import ddpm_sample, denoising_loss, vp_schedule
 from shortcutrl._select import best_of_n
-from shortcutrl._types import Actor, Integer, Number, Scalar, Transition, typed
+from shortcutrl._typed import typed
+from shortcutrl._types import Actor, Encoder, Integer, Number, Scalar, Transition
 
 
 class Networks(NamedTuple):
@@ -76,7 +76,7 @@ class Config:
     clip: tuple[Number, Number] | list[Number] | None = (-1.0, 1.0)
 
     def __post_init__(self) -> None:
-        _training.validate(self, sizes=["num_candidates", "denoising_steps"], fractions=["expectile"])
+        _contract.validate(self, sizes=["num_candidates", "denoising_steps"], fractions=["expectile"])
 
 
 class State(NamedTuple):
@@ -131,7 +131,7 @@ def networks(
     depth: Integer = 4,
     policy_width: Integer = 256,
     blocks: Integer = 3,
-    encoder: Callable[[Any], Array] | None = None,
+    encoder: Encoder = None,
     key: PRNGKeyArray,
 ) -> Networks:
     """Make the published networks: a residual policy; MLPs with GELU and LayerNorm for two critics and the value.
@@ -156,7 +156,7 @@ def networks(
         policy, critic, value = idql.networks(example, width=32, depth=2, policy_width=32, key=jax.random.key(0))
         ```
     """
-    sizes = _training.sizes_of(example, encoder)
+    sizes = _contract.sizes_of(example, encoder)
     shape: dict[str, Any] = {"width": width, "depth": depth, "encoder": encoder}
     policy_key, critic_key, value_key = jax.random.split(key, 3)
     policy = nn.ResidualDenoiser(*sizes, width=policy_width, blocks=blocks, encoder=encoder, key=policy_key)
@@ -192,7 +192,7 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
     return State(*nets, *averages, *opt_states)
 
 
-@typed
+@_contract.checked(Networks)
 def draw(key: PRNGKeyArray, batch: Transition, *, config: Config) -> Draws:
     """Draw the noise and the times of one update.
 
@@ -221,7 +221,7 @@ def draw(key: PRNGKeyArray, batch: Transition, *, config: Config) -> Draws:
     return Draws(jax.random.normal(noise_key, shape, dtype), t)
 
 
-@typed
+@_contract.checked(Networks, draw)
 def value_loss(value: Any, state: State, batch: Transition, draws: Draws, *, config: Config) -> tuple[Scalar, Scalar]:
     r"""Fit V to an expectile of Q: the mean of [`expectile_loss`][shortcutrl.expectile_loss].
 
@@ -254,7 +254,7 @@ def value_loss(value: Any, state: State, batch: Transition, draws: Draws, *, con
     return _training.fit_value(value, state.target_critic, batch, expectile=config.expectile)
 
 
-@typed
+@_contract.checked(Networks, draw)
 def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, config: Config) -> tuple[Scalar, Scalar]:
     r"""Fit Q to the value of the next observation: $\sum_i (Q_{\phi_i}(s, a) - (r + \gamma m V(s')))^2$.
 
@@ -286,7 +286,7 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
     return _training.fit_critic(critic, state.value, batch, discount=config.discount)
 
 
-@typed
+@_contract.checked(Networks, draw)
 def policy_loss(policy: Any, state: State, batch: Transition, draws: Draws, *, config: Config) -> tuple[Scalar, Scalar]:
     """Imitate the dataset: the mean of [`denoising_loss`][shortcutrl.denoising_loss].
 
@@ -317,7 +317,7 @@ def policy_loss(policy: Any, state: State, batch: Transition, draws: Draws, *, c
     return loss, loss
 
 
-@typed
+@_contract.checked(Networks)
 def update(
     state: State, batch: Transition, *, config: Config, optimizers: tuple[Any, ...] | list[Any], key: PRNGKeyArray
 ) -> tuple[State, Info]:
@@ -349,7 +349,6 @@ def update(
         state, info = jax.jit(partial(idql.update, **options))(state, batch, key=jax.random.key(1))
         ```
     """
-    _training.check_batch(batch)
     args: Any = state, batch, draw(key, batch, config=config)
     (fit, v), value_grads = _training.learn(value_loss)(state.value, *args, config=config)
     (td, q), critic_grads = _training.learn(critic_loss)(state.critic, *args, config=config)
@@ -358,7 +357,7 @@ def update(
     return _training.average(state, config.tau), Info(td, q, fit, v, imitation)
 
 
-@typed
+@_contract.checked(Networks)
 def actor(state: State, *, config: Config, n: Integer | None = None) -> Actor:
     """Act with the best of `n` samples of the diffusion by the minimum of the target critic.
 
@@ -386,7 +385,34 @@ def actor(state: State, *, config: Config, n: Integer | None = None) -> Actor:
         assert act(example.obs, jax.random.normal(jax.random.key(1), (4, 5, 2))).shape == (2,)
         ```
     """
-    n = _checks.as_size("n", config.num_candidates if n is None else n)
+    n = _checks.as_count("n", config.num_candidates if n is None else n)
     options: dict[str, Any] = {"steps": config.denoising_steps, "schedule": SCHEDULE, "clip": config.clip}
     sample = eqx.Partial(ddpm_sample, state.target_policy, **options)
     return sample if n == 1 else eqx.Partial(best_of_n, sample, state.target_critic, aggregate="min")
+
+
+@typed
+def noise_shape(action_size: Integer, *, config: Config, n: Integer | None = None) -> tuple[int, ...]:
+    """Return the shape of the noise that [`actor`][shortcutrl.idql.actor] takes with the same options.
+
+    **Arguments:**
+
+    - `action_size`: the length of an action.
+    - `config`: of the training.
+    - `n`: the number of candidates, by default `config.num_candidates`.
+
+    **Returns:** `(T, action)` for one candidate, otherwise `(n, T, action)`, where T is `config.denoising_steps`.
+
+    **Raises:** `ValueError` for a size below 1.
+
+    !!! Example
+
+        ```python
+        from shortcutrl import idql
+
+        assert idql.noise_shape(2, config=idql.Config(), n=8) == (8, 5, 2)
+        ```
+    """
+    n = _checks.as_count("n", config.num_candidates if n is None else n)
+    shape = int(config.denoising_steps), _checks.as_size("action_size", action_size)
+    return shape if n == 1 else (n, *shape)

@@ -5,7 +5,6 @@ Source: implicit flow Q-learning ([arXiv 2502.02538](https://arxiv.org/abs/2502.
 """
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,11 +14,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PRNGKeyArray
 
-from shortcutrl import _checks, _training, nn
+from shortcutrl import _checks, _contract, _training, nn
 from shortcutrl._flow import flow_matching_loss
 from shortcutrl._select import best_of_n
 from shortcutrl._step import rollout_k
-from shortcutrl._types import Actor, Integer, Number, Scalar, Transition, typed
+from shortcutrl._typed import typed
+from shortcutrl._types import Actor, Encoder, Integer, Number, Scalar, Transition
 
 
 class Networks(NamedTuple):
@@ -68,7 +68,7 @@ class Config:
     clip: tuple[Number, Number] | list[Number] | None = (-1.0, 1.0)
 
     def __post_init__(self) -> None:
-        _training.validate(self, sizes=["num_candidates", "flow_steps"], fractions=["expectile"])
+        _contract.validate(self, sizes=["num_candidates", "flow_steps"], fractions=["expectile"])
 
 
 class State(NamedTuple):
@@ -120,7 +120,7 @@ def networks(
     *,
     width: Integer = 512,
     depth: Integer = 4,
-    encoder: Callable[[Any], Array] | None = None,
+    encoder: Encoder = None,
     key: PRNGKeyArray,
 ) -> Networks:
     """Make the published networks: MLPs with GELU, LayerNorm in critic and value, two critics.
@@ -144,7 +144,7 @@ def networks(
         policy, critic, value = ifql.networks(example, width=32, depth=2, key=jax.random.key(0))
         ```
     """
-    sizes = _training.sizes_of(example, encoder)
+    sizes = _contract.sizes_of(example, encoder)
     shape: dict[str, Any] = {"width": width, "depth": depth, "encoder": encoder}
     policy_key, critic_key, value_key = jax.random.split(key, 3)
     policy, critic = nn.FlowPolicy(*sizes, **shape, key=policy_key), nn.EnsembleCritic(*sizes, **shape, key=critic_key)
@@ -179,7 +179,7 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
     return State(policy, critic, value, jax.tree.map(jnp.copy, critic), *opt_states)
 
 
-@typed
+@_contract.checked(Networks)
 def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
     """Draw the noise and the times of one update.
 
@@ -205,7 +205,7 @@ def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
     return Draws(jax.random.normal(noise_key, shape, dtype), jax.random.uniform(t_key, shape[:1], dtype))
 
 
-@typed
+@_contract.checked(Networks, draw)
 def value_loss(value: Any, state: State, batch: Transition, draws: Draws, *, config: Config) -> tuple[Scalar, Scalar]:
     r"""Fit V to an expectile of Q: the mean of [`expectile_loss`][shortcutrl.expectile_loss].
 
@@ -237,7 +237,7 @@ def value_loss(value: Any, state: State, batch: Transition, draws: Draws, *, con
     return _training.fit_value(value, state.target_critic, batch, expectile=config.expectile)
 
 
-@typed
+@_contract.checked(Networks, draw)
 def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, config: Config) -> tuple[Scalar, Scalar]:
     r"""Fit Q to the value of the next observation: $\sum_i (Q_{\phi_i}(s, a) - (r + \gamma m V(s')))^2$.
 
@@ -268,7 +268,7 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
     return _training.fit_critic(critic, state.value, batch, discount=config.discount)
 
 
-@typed
+@_contract.checked(Networks, draw)
 def policy_loss(policy: Any, state: State, batch: Transition, draws: Draws, *, config: Config) -> tuple[Scalar, Scalar]:
     """Imitate the dataset: the mean of [`flow_matching_loss`][shortcutrl.flow_matching_loss].
 
@@ -298,7 +298,7 @@ def policy_loss(policy: Any, state: State, batch: Transition, draws: Draws, *, c
     return loss, loss
 
 
-@typed
+@_contract.checked(Networks)
 def update(
     state: State, batch: Transition, *, config: Config, optimizers: tuple[Any, ...] | list[Any], key: PRNGKeyArray
 ) -> tuple[State, Info]:
@@ -329,7 +329,6 @@ def update(
         state, info = jax.jit(partial(ifql.update, **options))(state, batch, key=jax.random.key(1))
         ```
     """
-    _training.check_batch(batch)
     args: Any = state, batch, draw(key, batch)
     (fit, v), value_grads = _training.learn(value_loss)(state.value, *args, config=config)
     (td, q), critic_grads = _training.learn(critic_loss)(state.critic, *args, config=config)
@@ -338,7 +337,7 @@ def update(
     return _training.average(state, config.tau), Info(td, q, fit, v, imitation)
 
 
-@typed
+@_contract.checked(Networks)
 def actor(state: State, *, config: Config, n: Integer | None = None) -> Actor:
     """Act with the best of `n` candidates of the flow, clipped, by the minimum of the critic.
 
@@ -366,6 +365,33 @@ def actor(state: State, *, config: Config, n: Integer | None = None) -> Actor:
         assert act(example.obs, jax.random.normal(jax.random.key(1), (4, 2))).shape == (2,)
         ```
     """
-    n = _checks.as_size("n", config.num_candidates if n is None else n)
+    n = _checks.as_count("n", config.num_candidates if n is None else n)
     roll = eqx.Partial(rollout_k, state.policy, k=config.flow_steps, clip=config.clip)
     return roll if n == 1 else eqx.Partial(best_of_n, roll, state.critic, aggregate="min")
+
+
+@typed
+def noise_shape(action_size: Integer, *, config: Config, n: Integer | None = None) -> tuple[int, ...]:
+    """Return the shape of the noise that [`actor`][shortcutrl.ifql.actor] takes with the same options.
+
+    **Arguments:**
+
+    - `action_size`: the length of an action.
+    - `config`: of the training.
+    - `n`: the number of candidates, by default `config.num_candidates`.
+
+    **Returns:** `(action,)` for one candidate, otherwise `(n, action)`.
+
+    **Raises:** `ValueError` for a size below 1.
+
+    !!! Example
+
+        ```python
+        from shortcutrl import ifql
+
+        assert ifql.noise_shape(2, config=ifql.Config(), n=8) == (8, 2)
+        ```
+    """
+    n = _checks.as_count("n", config.num_candidates if n is None else n)
+    size = _checks.as_size("action_size", action_size)
+    return (size,) if n == 1 else (n, size)

@@ -5,7 +5,6 @@ Source: implicit Q-learning ([arXiv 2110.06169](https://arxiv.org/abs/2110.06169
 """
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -13,13 +12,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
-from shortcutrl import _training, nn
+from shortcutrl import _contract, _training, nn
 from shortcutrl._actors import clipped, noiseless
 from shortcutrl._flow import gaussian_nll
 from shortcutrl._improve import advantage_weight, q_loss
-from shortcutrl._types import Actor, Integer, Number, Scalar, Transition, typed
+from shortcutrl._typed import typed
+from shortcutrl._types import Actor, Encoder, Integer, Number, Scalar, Transition
 
 
 class Networks(NamedTuple):
@@ -71,7 +71,7 @@ class Config:
     clip: tuple[Number, Number] | list[Number] | None = (-1.0, 1.0)
 
     def __post_init__(self) -> None:
-        _training.validate(self, non_negative=["alpha"], fractions=["expectile"])
+        _contract.validate(self, non_negative=["alpha"], fractions=["expectile"])
 
 
 class State(NamedTuple):
@@ -119,7 +119,7 @@ def networks(
     *,
     width: Integer = 512,
     depth: Integer = 4,
-    encoder: Callable[[Any], Array] | None = None,
+    encoder: Encoder = None,
     key: PRNGKeyArray,
 ) -> Networks:
     """Make the published networks: MLPs with GELU, LayerNorm in critic and value, two critics.
@@ -143,7 +143,7 @@ def networks(
         policy, critic, value = iql.networks(example, width=32, depth=2, key=jax.random.key(0))
         ```
     """
-    sizes = _training.sizes_of(example, encoder)
+    sizes = _contract.sizes_of(example, encoder)
     shape: dict[str, Any] = {"width": width, "depth": depth, "encoder": encoder}
     policy_key, critic_key, value_key = jax.random.split(key, 3)
     policy, critic = (
@@ -181,7 +181,7 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
     return State(policy, critic, value, jax.tree.map(jnp.copy, critic), *opt_states)
 
 
-@typed
+@_contract.checked(Networks)
 def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
     """Draw the randomness of one update, which is none: losses use the policy's mean.
 
@@ -205,7 +205,7 @@ def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
     return Draws()
 
 
-@typed
+@_contract.checked(Networks, draw)
 def value_loss(value: Any, state: State, batch: Transition, draws: Draws, *, config: Config) -> tuple[Scalar, Scalar]:
     r"""Fit V to an expectile of Q: the mean of [`expectile_loss`][shortcutrl.expectile_loss].
 
@@ -237,7 +237,7 @@ def value_loss(value: Any, state: State, batch: Transition, draws: Draws, *, con
     return _training.fit_value(value, state.target_critic, batch, expectile=config.expectile)
 
 
-@typed
+@_contract.checked(Networks, draw)
 def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, config: Config) -> tuple[Scalar, Scalar]:
     r"""Fit Q to the value of the next observation: $\sum_i (Q_{\phi_i}(s, a) - (r + \gamma m V(s')))^2$.
 
@@ -268,7 +268,7 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
     return _training.fit_critic(critic, state.value, batch, discount=config.discount)
 
 
-@typed
+@_contract.checked(Networks, draw)
 def policy_loss(policy: Any, state: State, batch: Transition, draws: Draws, *, config: Config) -> tuple[Scalar, Scalar]:
     r"""Extract the policy: advantage-weighted regression, or Q plus imitation ("DDPG+BC").
 
@@ -307,13 +307,13 @@ def policy_loss(policy: Any, state: State, batch: Transition, draws: Draws, *, c
         v = _training.v_of_data("state.value", state.value, batch.obs)
         weight = jax.vmap(partial(advantage_weight, temperature=config.alpha))(q, v)
         return jnp.mean(weight * nll), nll.mean()
-    critic = jax.lax.stop_gradient(state.critic)
+    critic = _training.fixed(state.critic)
     improve = partial(q_loss, partial(clipped, act, clip=config.clip), critic, aggregate="min")
     losses, info = jax.vmap(improve)(batch.obs, noise)
     return _training.normalized(losses.mean(), info.q) + config.alpha * nll.mean(), nll.mean()
 
 
-@typed
+@_contract.checked(Networks)
 def update(
     state: State, batch: Transition, *, config: Config, optimizers: tuple[Any, ...] | list[Any], key: PRNGKeyArray
 ) -> tuple[State, Info]:
@@ -344,7 +344,6 @@ def update(
         state, info = jax.jit(partial(iql.update, **options))(state, batch, key=jax.random.key(1))
         ```
     """
-    _training.check_batch(batch)
     args: Any = state, batch, draw(key, batch)
     (fit, v), value_grads = _training.learn(value_loss)(state.value, *args, config=config)
     (td, q), critic_grads = _training.learn(critic_loss)(state.critic, *args, config=config)
@@ -353,7 +352,7 @@ def update(
     return _training.average(state, config.tau), Info(td, q, fit, v, extract, nll)
 
 
-@typed
+@_contract.checked(Networks)
 def actor(state: State, *, config: Config, sample: bool = False) -> Actor:
     """Act with the policy, clipped: by its mean, or by a sample.
 

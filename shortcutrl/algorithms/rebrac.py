@@ -5,7 +5,6 @@ repository of FQL ([arXiv 2502.02538](https://arxiv.org/abs/2502.02538)).
 """
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,11 +15,12 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from shortcutrl import _training, nn
+from shortcutrl import _contract, _training, nn
 from shortcutrl._actors import clipped, noiseless
 from shortcutrl._call import ensemble_of
 from shortcutrl._improve import q_loss
-from shortcutrl._types import Actor, Integer, Number, Scalar, Transition, show, typed
+from shortcutrl._typed import show, typed
+from shortcutrl._types import Actor, Encoder, Integer, Number, Scalar, Transition
 from shortcutrl._value import td_loss
 
 
@@ -77,7 +77,7 @@ class Config:
 
     def __post_init__(self) -> None:
         non_negative = ["policy_penalty", "critic_penalty", "target_noise", "target_noise_clip"]
-        _training.validate(self, non_negative=non_negative, sizes=["policy_period"])
+        _contract.validate(self, non_negative=non_negative, sizes=["policy_period"])
 
 
 class State(NamedTuple):
@@ -130,7 +130,7 @@ def networks(
     *,
     width: Integer = 512,
     depth: Integer = 4,
-    encoder: Callable[[Any], Array] | None = None,
+    encoder: Encoder = None,
     key: PRNGKeyArray,
 ) -> Networks:
     """Make the published networks: MLPs with GELU, tanh at the end of the policy, LayerNorm in the critic, two critics.
@@ -154,7 +154,7 @@ def networks(
         policy, critic = rebrac.networks(example, width=32, depth=2, key=jax.random.key(0))
         ```
     """
-    sizes = _training.sizes_of(example, encoder)
+    sizes = _contract.sizes_of(example, encoder)
     shape: dict[str, Any] = {"width": width, "depth": depth, "encoder": encoder}
     policy_key, critic_key = jax.random.split(key)
     critic = nn.EnsembleCritic(*sizes, **shape, key=critic_key)
@@ -188,7 +188,7 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
     return State(*nets, *jax.tree.map(jnp.copy, nets), *opt_states, updates=jnp.zeros((), jnp.int32))
 
 
-@typed
+@_contract.checked(Networks)
 def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
     """Draw the noise of one update.
 
@@ -212,7 +212,7 @@ def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
     return Draws(jax.random.normal(key, batch.action.shape, batch.action.dtype))
 
 
-@typed
+@_contract.checked(Networks, draw)
 def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, config: Config) -> tuple[Scalar, Scalar]:
     r"""Compute the TD loss of a batch: $y = r + \gamma m (\min_i Q(s', a') - \alpha_2 \lVert a' - a'_D \rVert^2)$.
 
@@ -269,7 +269,7 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
     return losses.mean(), info.q.mean()
 
 
-@typed
+@_contract.checked(Networks, draw)
 def policy_loss(
     policy: Any, state: State, batch: Transition, draws: Draws, *, config: Config
 ) -> tuple[Scalar, tuple[Scalar, Scalar]]:
@@ -297,14 +297,14 @@ def policy_loss(
         loss, terms = rebrac.policy_loss(state.policy, state, batch, rebrac.draw(key, batch), config=config)
         ```
     """
-    improve = partial(q_loss, partial(noiseless, policy), jax.lax.stop_gradient(state.critic), aggregate="min")
+    improve = partial(q_loss, partial(noiseless, policy), _training.fixed(state.critic), aggregate="min")
     losses, info = jax.vmap(improve)(batch.obs, batch.action)  # the noise, of which only the shape is used
     imitation = jnp.square(info.action - batch.action).sum(axis=1).mean()
     minus_q = losses.mean()
     return _training.normalized(minus_q, info.q) + config.policy_penalty * imitation, (minus_q, imitation)
 
 
-@typed
+@_contract.checked(Networks)
 def update(
     state: State, batch: Transition, *, config: Config, optimizers: tuple[Any, ...] | list[Any], key: PRNGKeyArray
 ) -> tuple[State, Info]:
@@ -342,7 +342,6 @@ def update(
         state, info = jax.jit(partial(rebrac.update, **options))(state, batch, key=jax.random.key(1))
         ```
     """
-    _training.check_batch(batch)
     args: Any = state, batch, draw(key, batch)
     (td, q), critic_grads = _training.learn(critic_loss)(state.critic, *args, config=config)
     count = state.updates + 1
@@ -360,7 +359,7 @@ def update(
     return state._replace(updates=count), Info(td, q, move.astype(td.dtype), *terms)
 
 
-@typed
+@_contract.checked(Networks)
 def actor(state: State, *, config: Config) -> Actor:
     """Act with the policy: one pass, clipped.
 

@@ -4,7 +4,6 @@ Source: algorithm 1 of SORL ([arXiv 2505.22866](https://arxiv.org/abs/2505.22866
 """
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -14,13 +13,14 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from shortcutrl import _checks, _training, nn
+from shortcutrl import _checks, _contract, _training, nn
 from shortcutrl._flow import flow_matching_loss, self_consistency_loss
 from shortcutrl._improve import q_loss
 from shortcutrl._path import draw_flow_matching, draw_self_consistency
 from shortcutrl._select import best_of_n
 from shortcutrl._step import rollout_k
-from shortcutrl._types import Actor, Integer, Number, Scalar, Transition, typed
+from shortcutrl._typed import typed
+from shortcutrl._types import Actor, Encoder, Integer, Number, Scalar, Transition
 from shortcutrl._value import td_loss
 
 
@@ -85,15 +85,10 @@ class Config:
     remat: bool = False
 
     def __post_init__(self) -> None:
-        _training.validate(self, non_negative=["flow_matching_weight", "self_consistency_weight", "q_weight"])
+        _contract.validate(self, non_negative=["flow_matching_weight", "self_consistency_weight", "q_weight"])
         _checks.as_power_of_two("num_steps", self.num_steps)
         if _checks.as_power_of_two("max_jumps", self.max_jumps) > self.num_steps:
             raise ValueError(f"`max_jumps` must be at most `num_steps` = {self.num_steps}, got {self.max_jumps}.")
-
-    @property
-    def jumps(self) -> list[int]:
-        """The numbers of jumps that Q is maximised through: 1, 2, 4, ..., `max_jumps`."""
-        return [2**i for i in range(int(self.max_jumps).bit_length())]
 
 
 class State(NamedTuple):
@@ -139,7 +134,6 @@ class Info(NamedTuple):
     - `q`: the ensemble's mean Q of the dataset's actions.
     - `q_loss`: minus the mean Q of the policy's actions, before weighting and normalising.
     - `flow_matching`, `self_consistency`: the policy's regularisers, before weighting.
-    - `policy_grad_norm`, `critic_grad_norm`: of the gradients, before the optimizer changes them.
     """
 
     td: Scalar
@@ -147,8 +141,6 @@ class Info(NamedTuple):
     q_loss: Scalar
     flow_matching: Scalar
     self_consistency: Scalar
-    policy_grad_norm: Scalar
-    critic_grad_norm: Scalar
 
 
 @typed
@@ -157,7 +149,7 @@ def networks(
     *,
     width: Integer = 512,
     depth: Integer = 4,
-    encoder: Callable[[Any], Array] | None = None,
+    encoder: Encoder = None,
     condition_critic_on_k: bool = True,
     key: PRNGKeyArray,
 ) -> Networks:
@@ -185,7 +177,7 @@ def networks(
         policy, critic = sorl.networks(example, width=32, depth=2, key=jax.random.key(0))
         ```
     """
-    sizes = _training.sizes_of(example, encoder)
+    sizes = _contract.sizes_of(example, encoder)
     policy_key, critic_key = jax.random.split(key)
     shape: dict[str, Any] = {"width": width, "depth": depth, "encoder": encoder}
     critic = nn.EnsembleCritic(*sizes, **shape, condition_on_k=condition_critic_on_k, key=critic_key)
@@ -223,7 +215,7 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
     return State(*nets, *jax.tree.map(jnp.copy, nets), *opt_states)
 
 
-@typed
+@_contract.checked(Networks)
 def draw(key: PRNGKeyArray, batch: Transition, *, config: Config, jumps_key: PRNGKeyArray | None = None) -> Draws:
     """Draw the numbers of jumps, each uniform on 1, 2, 4, ..., `config.max_jumps`, the noise and the times.
 
@@ -248,15 +240,16 @@ def draw(key: PRNGKeyArray, batch: Transition, *, config: Config, jumps_key: PRN
         ```
     """
     own_key, noise_key, flow_key, consistency_key = jax.random.split(key, 4)
-    td_k, q_k = jax.random.choice(own_key if jumps_key is None else jumps_key, jnp.array(config.jumps), (2,))
+    jumps_key = own_key if jumps_key is None else jumps_key
+    td_k, q_k = 2 ** jax.random.randint(jumps_key, (2,), 0, int(config.max_jumps).bit_length())
     td_noise, q_noise, flow_noise, noise = jax.random.normal(noise_key, (4, *batch.action.shape), batch.action.dtype)
-    shape = batch.action.shape[:1]
-    flow_t, _ = draw_flow_matching(flow_key, num_steps=config.num_steps, shape=shape)
-    times = draw_self_consistency(consistency_key, num_steps=max(config.num_steps, 2), shape=shape)  # not used if M = 1
+    flow_t, _ = draw_flow_matching(flow_key, num_steps=config.num_steps, shape=batch.reward.shape)
+    num_steps = max(config.num_steps, 2)  # not used if M = 1
+    times = draw_self_consistency(consistency_key, num_steps=num_steps, shape=batch.reward.shape)
     return Draws(td_k, q_k, td_noise, q_noise, flow_noise, flow_t, noise, times)
 
 
-@typed
+@_contract.checked(Networks, draw)
 def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, config: Config) -> tuple[Scalar, Scalar]:
     r"""Compute the TD loss of a batch: the mean of [`td_loss`][shortcutrl.td_loss], next actions by `td_k` jumps.
 
@@ -284,7 +277,7 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
         loss, q = sorl.critic_loss(state.critic, state, batch, draws, config=config)
         ```
     """
-    state = jax.lax.stop_gradient(state)
+    state = _training.fixed(state)
 
     def loss(critic, k):
         actor = partial(rollout_k, state.policy, k=k, clip=config.clip)
@@ -293,10 +286,10 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
         losses, info = jax.vmap(each)(batch, draws.td_noise)
         return losses.mean(), info.q.mean()
 
-    return _training.at_drawn(loss, critic, "draws.td_k", draws.td_k, config.jumps)
+    return _training.at_drawn(loss, critic, "draws.td_k", draws.td_k, config.max_jumps)
 
 
-@typed
+@_contract.checked(Networks, draw)
 def policy_loss(
     policy: Any, state: State, batch: Transition, draws: Draws, *, config: Config
 ) -> tuple[Scalar, tuple[Scalar, Scalar, Scalar]]:
@@ -324,7 +317,7 @@ def policy_loss(
         loss, terms = sorl.policy_loss(state.policy, state, batch, draws, config=config)
         ```
     """
-    state = jax.lax.stop_gradient(state)
+    state = _training.fixed(state)
 
     def minus_q(policy, k):
         actor = partial(rollout_k, policy, k=k, clip=config.clip, remat=config.remat)
@@ -339,12 +332,12 @@ def policy_loss(
         agree = partial(self_consistency_loss, policy, state.target_policy)
         jumps = draws.consistency_noise, *draws.consistency_times
         self_consistency = jax.vmap(agree)(batch.obs, batch.action, *jumps).mean()
-    q_term, q = _training.at_drawn(minus_q, policy, "draws.q_k", draws.q_k, config.jumps)
+    q_term, q = _training.at_drawn(minus_q, policy, "draws.q_k", draws.q_k, config.max_jumps)
     loss = config.flow_matching_weight * flow_matching + config.self_consistency_weight * self_consistency + q_term
     return loss, (q, flow_matching, self_consistency)
 
 
-@typed
+@_contract.checked(Networks)
 def update(
     state: State,
     batch: Transition,
@@ -387,17 +380,15 @@ def update(
         state, info = jax.jit(partial(sorl.update, **options))(state, batch, key=jax.random.key(1))
         ```
     """
-    _training.check_batch(batch)
     draws = draw(key, batch, config=config, jumps_key=jumps_key)
     (td, q), critic_grads = _training.learn(critic_loss)(state.critic, state, batch, draws, config=config)
     state = _training.step(Networks, state, optimizers, critic=critic_grads)
     (_, terms), policy_grads = _training.learn(policy_loss)(state.policy, state, batch, draws, config=config)
     state = _training.step(Networks, state, optimizers, policy=policy_grads)
-    state = _training.average(state, config.tau)
-    return state, Info(td, q, *terms, optax.tree.norm(policy_grads), optax.tree.norm(critic_grads))
+    return _training.average(state, config.tau), Info(td, q, *terms)
 
 
-@typed
+@_contract.checked(Networks)
 def actor(state: State, *, config: Config, k: Integer | None = None, n: Integer = 1) -> Actor:
     """Act with the averaged networks: `k` jumps, and the best of `n` candidates by the averaged critic.
 
@@ -408,7 +399,7 @@ def actor(state: State, *, config: Config, k: Integer | None = None, n: Integer 
     - `k`: the number of jumps, by default `config.num_steps`.
     - `n`: the number of candidates. With 1 the actor's noise has shape `(action,)`, otherwise `(n, action)`.
 
-    **Returns:** an [`Actor`][shortcutrl.Actor] that is a pytree, so that it can be an argument of a jitted function.
+    **Returns:** an [`Actor`][shortcutrl.Actor] that can be an argument of a function under `equinox.filter_jit`.
 
     **Raises:** `ValueError` for `k` or `n` below 1.
 
@@ -426,10 +417,37 @@ def actor(state: State, *, config: Config, k: Integer | None = None, n: Integer 
         assert act(example.obs, jax.random.normal(jax.random.key(1), (8, 2))).shape == (2,)
         ```
     """
-    k = _checks.as_size("k", config.num_steps if k is None else k, maximum=_checks.MAX_JUMPS)
+    k = _checks.as_count("k", config.num_steps if k is None else k)
     roll = eqx.Partial(rollout_k, state.target_policy, k=k, clip=config.clip)
     choose = eqx.Partial(best_of_n, roll, _bind(state.target_critic, k, config), aggregate=config.aggregate)
-    return roll if _checks.as_size("n", n) == 1 else choose
+    return roll if _checks.as_count("n", n) == 1 else choose
+
+
+@typed
+def noise_shape(action_size: Integer, *, config: Config, k: Integer | None = None, n: Integer = 1) -> tuple[int, ...]:
+    """Return the shape of the noise that [`actor`][shortcutrl.sorl.actor] takes with the same options.
+
+    **Arguments:**
+
+    - `action_size`: the length of an action.
+    - `config`: of the training.
+    - `k`: the number of jumps, which does not matter here.
+    - `n`: the number of candidates.
+
+    **Returns:** `(action,)` for one candidate, otherwise `(n, action)`.
+
+    **Raises:** `ValueError` for a size below 1.
+
+    !!! Example
+
+        ```python
+        from shortcutrl import sorl
+
+        assert sorl.noise_shape(2, config=sorl.Config(), n=8) == (8, 2)
+        ```
+    """
+    size, n = _checks.as_size("action_size", action_size), _checks.as_count("n", n)
+    return (size,) if n == 1 else (n, size)
 
 
 def _bind(critic: Any, k: int, config: Config) -> Any:

@@ -11,7 +11,6 @@ noise schedule, weight and times. The rest is as in the comparison of the FQL pa
 """
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,12 +20,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PRNGKeyArray
 
-from shortcutrl import _training, nn
+from shortcutrl import _contract, _training, nn
 from shortcutrl._actors import clipped, noiseless
 from shortcutrl._call import q_of
 from shortcutrl._diffusion import denoising_loss, score_distillation_loss, vp_schedule
 from shortcutrl._improve import q_loss
-from shortcutrl._types import Actor, Integer, Number, Scalar, Transition, typed
+from shortcutrl._typed import typed
+from shortcutrl._types import Actor, Encoder, Integer, Number, Scalar, Transition
 
 
 class Networks(NamedTuple):
@@ -81,7 +81,7 @@ class Config:
     clip: tuple[Number, Number] | list[Number] | None = (-1.0, 1.0)
 
     def __post_init__(self) -> None:
-        _training.validate(self, non_negative=["beta"], fractions=["expectile"])
+        _contract.validate(self, non_negative=["beta"], fractions=["expectile"])
 
 
 class State(NamedTuple):
@@ -143,7 +143,7 @@ def networks(
     depth: Integer = 4,
     diffusion_width: Integer = 256,
     blocks: Integer = 3,
-    encoder: Callable[[Any], Array] | None = None,
+    encoder: Encoder = None,
     key: PRNGKeyArray,
 ) -> Networks:
     """Make the published networks: a residual diffusion model; MLPs with GELU for the others, two critics.
@@ -172,7 +172,7 @@ def networks(
         diffusion, policy, critic, value = networks
         ```
     """
-    sizes = _training.sizes_of(example, encoder)
+    sizes = _contract.sizes_of(example, encoder)
     shape: dict[str, Any] = {"width": width, "depth": depth, "encoder": encoder}
     diffusion_key, policy_key, critic_key, value_key = jax.random.split(key, 4)
     return Networks(
@@ -211,7 +211,7 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
     return State(diffusion, policy, critic, value, jax.tree.map(jnp.copy, critic), *opt_states)
 
 
-@typed
+@_contract.checked(Networks)
 def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
     """Draw the noise and the times of one update.
 
@@ -242,7 +242,7 @@ def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
     )
 
 
-@typed
+@_contract.checked(Networks, draw)
 def value_loss(value: Any, state: State, batch: Transition, draws: Draws, *, config: Config) -> tuple[Scalar, Scalar]:
     r"""Fit V to an expectile of Q: the mean of [`expectile_loss`][shortcutrl.expectile_loss].
 
@@ -274,7 +274,7 @@ def value_loss(value: Any, state: State, batch: Transition, draws: Draws, *, con
     return _training.fit_value(value, state.target_critic, batch, expectile=config.expectile)
 
 
-@typed
+@_contract.checked(Networks, draw)
 def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, config: Config) -> tuple[Scalar, Scalar]:
     r"""Fit Q to the value of the next observation: $\sum_i (Q_{\phi_i}(s, a) - (r + \gamma m V(s')))^2$.
 
@@ -304,7 +304,7 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
     return _training.fit_critic(critic, state.value, batch, discount=config.discount)
 
 
-@typed
+@_contract.checked(Networks, draw)
 def policy_loss(
     policy: tuple[Any, ...], state: State, batch: Transition, draws: Draws, *, config: Config
 ) -> tuple[Scalar, tuple[Scalar, Scalar]]:
@@ -340,7 +340,7 @@ def policy_loss(
     denoise = partial(denoising_loss, diffusion, schedule=vp_schedule)
     denoising = jax.vmap(denoise)(batch.obs, batch.action, draws.diffusion_noise, draws.diffusion_t).mean()
 
-    critic = jax.lax.stop_gradient(state.target_critic)
+    critic = _training.fixed(state.target_critic)
     losses, info = jax.vmap(partial(q_loss, partial(clipped, act, clip=config.clip), critic))(batch.obs, batch.action)
     slope = jnp.ones_like(losses)
     if config.normalize_q:
@@ -354,7 +354,7 @@ def policy_loss(
     return denoising + distillation + config.beta * q_term, (denoising, losses.mean())
 
 
-@typed
+@_contract.checked(Networks)
 def update(
     state: State, batch: Transition, *, config: Config, optimizers: tuple[Any, ...] | list[Any], key: PRNGKeyArray
 ) -> tuple[State, Info]:
@@ -386,7 +386,6 @@ def update(
         state, info = jax.jit(partial(srpo.update, **options))(state, batch, key=jax.random.key(1))
         ```
     """
-    _training.check_batch(batch)
     args: Any = state, batch, draw(key, batch)
     (fit, v), value_grads = _training.learn(value_loss)(state.value, *args, config=config)
     (td, q), critic_grads = _training.learn(critic_loss)(state.critic, *args, config=config)
@@ -397,7 +396,7 @@ def update(
     return _training.average(state, config.tau), Info(td, q, fit, v, *terms)
 
 
-@typed
+@_contract.checked(Networks)
 def actor(state: State, *, config: Config) -> Actor:
     """Act with the policy: one pass, clipped.
 

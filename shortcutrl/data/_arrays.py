@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from shortcutrl._types import show
+from shortcutrl._typed import show
 
 
 def check_numbers(name: str, value: Any) -> None:

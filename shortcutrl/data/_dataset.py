@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Shaped
 
-from shortcutrl._types import Bound, Obs, typed
+from shortcutrl._typed import typed
+from shortcutrl._types import Bound, Obs
 from shortcutrl.data._arrays import (
     as_flags,
     as_float32,

@@ -9,7 +9,8 @@ from jax.core import Tracer
 from jaxtyping import Array, PRNGKeyArray
 
 from shortcutrl._checks import as_size, check_range
-from shortcutrl._types import Integer, Number, Transition, show, typed
+from shortcutrl._typed import show, typed
+from shortcutrl._types import Integer, Number, Transition
 from shortcutrl.data._arrays import as_stored, check_alike, check_leaves, check_numbers, check_rows, path_name, refuse
 from shortcutrl.data._dataset import Dataset
 from shortcutrl.data._index import count_steps, look_ahead, rows_after, stack, stack_after

@@ -10,7 +10,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Shaped
 
-from shortcutrl._types import Bound, show, typed
+from shortcutrl._typed import show, typed
+from shortcutrl._types import Bound
 from shortcutrl.data._arrays import as_numbers, check_numbers, refuse
 
 

@@ -10,10 +10,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PRNGKeyArray
 
 from shortcutrl._checks import as_size
-from shortcutrl._types import Actor, Obs, show, typed
+from shortcutrl._typed import show, typed
+from shortcutrl._types import Actor, Obs
 
 MAX_NOISE = 10_000_000
 
@@ -39,7 +40,8 @@ def as_pytree(tree: Any) -> Any:
 class _DrawNoise(eqx.Module):
     shape: tuple[int, ...] = eqx.field(static=True)
 
-    def __call__(self, actor: Actor, obs: Obs, *, key: Array) -> Array:
+    @typed
+    def __call__(self, actor: Actor, obs: Obs, *, key: PRNGKeyArray) -> Array:
         return _call("`actor` cannot be called as `actor(obs, noise)`", actor, obs, jax.random.normal(key, self.shape))
 
 

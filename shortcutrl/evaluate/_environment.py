@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 from numpy.random.mtrand import get_bit_generator, set_bit_generator
 
-from shortcutrl._types import show
+from shortcutrl._typed import show
 from shortcutrl.evaluate._spaces import as_flag, as_number, as_numbers, check_actions, conform, convert, zeros
 
 MAX_STEPS = 1_000_000

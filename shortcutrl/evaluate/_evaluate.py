@@ -8,7 +8,8 @@ import numpy as np
 from tqdm import tqdm
 
 from shortcutrl._checks import as_size
-from shortcutrl._types import Integer, typed
+from shortcutrl._typed import typed
+from shortcutrl._types import Integer
 from shortcutrl.evaluate._pool import EnvPool
 from shortcutrl.evaluate._statistics import Evaluation
 

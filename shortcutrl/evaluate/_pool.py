@@ -12,7 +12,8 @@ import gymnasium
 
 from shortcutrl._checks import as_size
 from shortcutrl._processes import SPAWN, check_main_guard, cores, interrupts_ignored
-from shortcutrl._types import Integer, typed
+from shortcutrl._typed import typed
+from shortcutrl._types import Integer
 from shortcutrl.evaluate._act import Compiler
 from shortcutrl.evaluate._environment import generators_kept
 from shortcutrl.evaluate._worker import Group, Reply, agreed, serve

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from shortcutrl._checks import as_size
-from shortcutrl._types import Integer, show, typed
+from shortcutrl._typed import show, typed
+from shortcutrl._types import Integer
 from shortcutrl.evaluate._act import Compiler
 from shortcutrl.evaluate._environment import Environment, generators_kept
 from shortcutrl.evaluate._evaluate import as_seed, warn_of_missing

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shortcutrl._types import Number, show, typed
+from shortcutrl._typed import show, typed
+from shortcutrl._types import Number
 from shortcutrl.evaluate._spaces import as_numbers
 
 RESAMPLES = 9_999

@@ -7,7 +7,8 @@ import numpy as np
 from gymnasium.spaces import Box
 
 from shortcutrl._checks import as_size
-from shortcutrl._types import Integer, show, typed
+from shortcutrl._typed import show, typed
+from shortcutrl._types import Integer
 from shortcutrl.evaluate._spaces import as_number, as_numbers, check_actions, convert
 
 MAX_LENGTH = 10_000

@@ -1,6 +1,5 @@
 """The critic network."""
 
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -9,7 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from shortcutrl import _checks
-from shortcutrl._types import ActionLike, Integer, Obs, ScalarLike, typed
+from shortcutrl._typed import typed
+from shortcutrl._types import ActionLike, Encoder, Integer, Obs, ScalarLike
 from shortcutrl.nn._mlp import MLP, as_layer, as_vector, features
 
 
@@ -51,7 +51,7 @@ class EnsembleCritic(eqx.Module):
     """
 
     members: MLP
-    encoder: Callable[[Obs], Array] | None
+    encoder: Encoder
     obs_size: int = eqx.field(static=True)
     action_size: int = eqx.field(static=True)
     condition_on_k: bool = eqx.field(static=True)
@@ -68,7 +68,7 @@ class EnsembleCritic(eqx.Module):
         layer_norm: bool = True,
         condition_on_k: bool = False,
         matmul_dtype: Any = None,
-        encoder: Callable[[Obs], Array] | None = None,
+        encoder: Encoder = None,
         key: PRNGKeyArray,
     ):
         self.obs_size = as_layer("obs_size", obs_size)

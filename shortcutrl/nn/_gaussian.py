@@ -1,13 +1,13 @@
 """Policy networks with one mode: a Gaussian of unit standard deviation, and a deterministic policy."""
 
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from shortcutrl._types import ActionLike, Integer, Noise, Obs, typed
+from shortcutrl._typed import typed
+from shortcutrl._types import ActionLike, Encoder, Integer, Noise, Obs
 from shortcutrl.nn._mlp import MLP, as_layer, as_vector, features
 
 FINAL_SCALE = 0.01
@@ -43,7 +43,7 @@ class GaussianPolicy(eqx.Module):
     """
 
     mlp: MLP
-    encoder: Callable[[Obs], Array] | None
+    encoder: Encoder
     obs_size: int = eqx.field(static=True)
 
     @typed
@@ -56,7 +56,7 @@ class GaussianPolicy(eqx.Module):
         depth: Integer = 4,
         layer_norm: bool = False,
         matmul_dtype: Any = None,
-        encoder: Callable[[Obs], Array] | None = None,
+        encoder: Encoder = None,
         key: PRNGKeyArray,
     ):
         self.obs_size = as_layer("obs_size", obs_size)
@@ -100,7 +100,7 @@ class DeterministicPolicy(eqx.Module):
     """
 
     mlp: MLP
-    encoder: Callable[[Obs], Array] | None
+    encoder: Encoder
     obs_size: int = eqx.field(static=True)
     squash: bool = eqx.field(static=True)
 
@@ -115,7 +115,7 @@ class DeterministicPolicy(eqx.Module):
         layer_norm: bool = False,
         squash: bool = True,
         matmul_dtype: Any = None,
-        encoder: Callable[[Obs], Array] | None = None,
+        encoder: Encoder = None,
         key: PRNGKeyArray,
     ):
         self.obs_size = as_layer("obs_size", obs_size)

@@ -1,7 +1,6 @@
 """The multilayer perceptron of the published code."""
 
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -11,7 +10,9 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from shortcutrl import _checks
-from shortcutrl._types import Integer, Obs, show
+from shortcutrl._call import call
+from shortcutrl._typed import show
+from shortcutrl._types import Encoder, Integer, Obs
 
 LARGEST = {"obs_size": 2**17, "action_size": 2**17, "width": 2**14, "depth": 2**10, "blocks": 2**10, "ensemble": 2**10}
 """A larger network is a mistake that would exhaust the memory."""
@@ -70,9 +71,9 @@ class MLP(eqx.Module):
         return x
 
 
-def features(encoder: Callable[[Obs], Array] | None, obs: Obs, size: int) -> Float[Array, " obs"]:
+def features(encoder: Encoder, obs: Obs, size: int) -> Float[Array, " obs"]:
     """The observation as a vector of `size` numbers: by the encoder, or as it is."""
-    vector = obs if encoder is None else encoder(obs)
+    vector = obs if encoder is None else call("encoder", encoder, obs)
     source = "obs" if encoder is None else "encoder"
     if not isinstance(vector, jax.Array | np.ndarray) or vector.ndim != 1:
         hint = "For a batch use `jax.vmap`; for anything but a vector pass an `encoder`."
@@ -90,7 +91,7 @@ def as_vector(name: str, value: Any, size: int) -> Float[Array, " size"]:
 
 def _as_float_dtype(name: str, dtype: Any) -> np.dtype:
     try:
-        found = np.dtype(dtype)
+        found = np.dtype(dtype) if isinstance(dtype, type | np.dtype | str) else None
     except TypeError:
         found = None
     if found is None or not jnp.issubdtype(found, jnp.floating):

@@ -1,6 +1,5 @@
 """Policy networks: a shortcut velocity, the velocity of a plain flow, and a one-step policy."""
 
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -8,7 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from shortcutrl import _checks
-from shortcutrl._types import ActionLike, Integer, Number, Obs, ScalarLike, typed
+from shortcutrl._typed import typed
+from shortcutrl._types import ActionLike, Encoder, Integer, Number, Obs, ScalarLike
 from shortcutrl.nn._mlp import MLP, as_layer, as_vector, features
 
 
@@ -50,7 +50,7 @@ class ShortcutPolicy(eqx.Module):
     """
 
     mlp: MLP
-    encoder: Callable[[Obs], Array] | None
+    encoder: Encoder
     obs_size: int = eqx.field(static=True)
     smallest_step: float = eqx.field(static=True)
 
@@ -65,7 +65,7 @@ class ShortcutPolicy(eqx.Module):
         layer_norm: bool = False,
         smallest_step: Number = 1 / 256,
         matmul_dtype: Any = None,
-        encoder: Callable[[Obs], Array] | None = None,
+        encoder: Encoder = None,
         key: PRNGKeyArray,
     ):
         if not 0 < smallest_step < 1:
@@ -113,7 +113,7 @@ class FlowPolicy(eqx.Module):
     """
 
     mlp: MLP
-    encoder: Callable[[Obs], Array] | None
+    encoder: Encoder
     obs_size: int = eqx.field(static=True)
 
     @typed
@@ -126,7 +126,7 @@ class FlowPolicy(eqx.Module):
         depth: Integer = 4,
         layer_norm: bool = False,
         matmul_dtype: Any = None,
-        encoder: Callable[[Obs], Array] | None = None,
+        encoder: Encoder = None,
         key: PRNGKeyArray,
     ):
         self.obs_size = as_layer("obs_size", obs_size)
@@ -168,7 +168,7 @@ class OneStepPolicy(eqx.Module):
     """
 
     mlp: MLP
-    encoder: Callable[[Obs], Array] | None
+    encoder: Encoder
     obs_size: int = eqx.field(static=True)
 
     @typed
@@ -181,7 +181,7 @@ class OneStepPolicy(eqx.Module):
         depth: Integer = 4,
         layer_norm: bool = False,
         matmul_dtype: Any = None,
-        encoder: Callable[[Obs], Array] | None = None,
+        encoder: Encoder = None,
         key: PRNGKeyArray,
     ):
         self.obs_size = as_layer("obs_size", obs_size)

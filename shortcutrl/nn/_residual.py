@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from shortcutrl import _checks
-from shortcutrl._types import ActionLike, Integer, Obs, ScalarLike, typed
+from shortcutrl._typed import typed
+from shortcutrl._types import ActionLike, Encoder, Integer, Obs, ScalarLike
 from shortcutrl.nn._mlp import as_layer, as_vector, features
 
 TIME_FEATURES, TIME_WIDTH = 64, 128
@@ -90,7 +91,7 @@ class ResidualDenoiser(eqx.Module):
     first: Dense
     blocks: tuple[Block, ...]
     last: Dense
-    encoder: Callable[[Obs], Array] | None
+    encoder: Encoder
     obs_size: int = eqx.field(static=True)
 
     @typed
@@ -101,7 +102,7 @@ class ResidualDenoiser(eqx.Module):
         *,
         width: Integer = 256,
         blocks: Integer = 3,
-        encoder: Callable[[Obs], Array] | None = None,
+        encoder: Encoder = None,
         key: PRNGKeyArray,
     ):
         self.obs_size = as_layer("obs_size", obs_size)

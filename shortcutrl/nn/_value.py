@@ -1,12 +1,12 @@
 """The state-value network."""
 
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from shortcutrl._types import Integer, Obs, typed
+from shortcutrl._typed import typed
+from shortcutrl._types import Encoder, Integer, Obs
 from shortcutrl.nn._mlp import MLP, as_layer, features
 
 
@@ -37,7 +37,7 @@ class Value(eqx.Module):
     """
 
     mlp: MLP
-    encoder: Callable[[Obs], Array] | None
+    encoder: Encoder
     obs_size: int = eqx.field(static=True)
 
     @typed
@@ -49,7 +49,7 @@ class Value(eqx.Module):
         depth: Integer = 4,
         layer_norm: bool = True,
         matmul_dtype: Any = None,
-        encoder: Callable[[Obs], Array] | None = None,
+        encoder: Encoder = None,
         key: PRNGKeyArray,
     ):
         self.obs_size = as_layer("obs_size", obs_size)

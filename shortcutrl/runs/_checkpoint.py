@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from shortcutrl._types import show, typed
+from shortcutrl._typed import show, typed
 from shortcutrl.runs._rows import as_folder
 
 KEPT = 2

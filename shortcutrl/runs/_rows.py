@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from shortcutrl._types import show, typed
+from shortcutrl._typed import show, typed
 
 
 @typed

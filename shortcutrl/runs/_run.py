@@ -14,7 +14,8 @@ from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttribut
 from tensorboardX.summary import scalar
 
 from shortcutrl._checks import as_size
-from shortcutrl._types import Integer, show, typed
+from shortcutrl._typed import show, typed
+from shortcutrl._types import Integer
 from shortcutrl.runs import _checkpoint
 from shortcutrl.runs._rows import append_row, as_folder, as_json, load_settings, read_rows, write_whole
 
@@ -105,7 +106,10 @@ class Run:
         - `step`: at least 1, in the order of time.
         - `values`: numbers by name, such as `info._asdict()`.
         """
-        step, row = as_size("step", step), {name: _as_float(name, value) for name, value in values.items()}
+        step, row = (
+            as_size("step", step, maximum=2**62),
+            {name: _as_float(name, value) for name, value in values.items()},
+        )
         append_row(self.folder, "metrics", {"step": step, **row})
         self._show(step, **row)
         self._board.flush()
@@ -121,7 +125,7 @@ class Run:
         - `step`: higher than the step of the last checkpoint.
         - `state`: a pytree of arrays and numbers; other leaves are not saved.
         """
-        if (step := as_size("step", step)) <= self.step:
+        if (step := as_size("step", step, maximum=2**62)) <= self.step:
             raise ValueError(f"`step` must be higher than {self.step}, the step of the last checkpoint, got {step}.")
         _checkpoint.write(self.folder, step, state)
         self.step = step

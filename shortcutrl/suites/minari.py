@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from shortcutrl._types import typed
+from shortcutrl._typed import typed
 from shortcutrl.data import ActionScale, from_arrays
 from shortcutrl.suites._task import Task
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from shortcutrl._checks import as_size
-from shortcutrl._types import show
+from shortcutrl._typed import show
 
 MAX_COUNT = 1_000_000
 MAX_SEED = 2**64 - 1

@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from shortcutrl._checks import as_size
 from shortcutrl._processes import SPAWN, check_main_guard, cores, interrupts_ignored
-from shortcutrl._types import Integer, typed
+from shortcutrl._typed import typed
+from shortcutrl._types import Integer
 from shortcutrl.suites.ogbench._arguments import MAX_COUNT, MAX_SEED, as_count, as_path, make_folder
 from shortcutrl.suites.ogbench._names import either, quote, similar
 from shortcutrl.suites.ogbench._oracles import RECIPES, Behaviour, make_behaviour, record

@@ -13,7 +13,8 @@ from ogbench import utils
 from ogbench.relabel_utils import relabel_dataset
 
 from shortcutrl._checks import as_size
-from shortcutrl._types import Integer, show, typed
+from shortcutrl._typed import show, typed
+from shortcutrl._types import Integer
 from shortcutrl.data import Dataset, from_arrays
 from shortcutrl.data._arrays import as_flags, as_float32, check_rows
 from shortcutrl.suites._task import Task

@@ -1,0 +1,126 @@
+"""What every algorithm checks: its networks, its state, its batch, its draws and its config."""
+
+import dataclasses
+import inspect
+import typing
+from collections.abc import Callable, Sequence
+from functools import partial, wraps
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from shortcutrl import _checks
+from shortcutrl._call import call
+from shortcutrl._typed import T, show, typed
+from shortcutrl._types import Encoder, Transition
+
+
+def checked(kind: Any, draw: Callable[..., Any] | None = None) -> Callable[[T], T]:
+    """`typed` for a function of an algorithm, with checks of the state, the batch and the draws that it is given.
+
+    `kind` names the networks. A loss of what learns, which comes first, has `draw`, the function that makes its draws.
+    """
+
+    def decorate(function: T) -> T:
+        guarded, signature = typed(function), inspect.signature(function)
+
+        @wraps(function)
+        def checked_call(*args, **kwargs):
+            given = signature.bind(*args, **kwargs).arguments
+            if draw is not None:
+                name, learner = next(iter(given.items()))
+                for network in learner if isinstance(learner, tuple) else (learner,):
+                    check_network(name, network)
+            for name, network in given["state"]._asdict().items() if hasattr(given.get("state"), "_asdict") else ():
+                if name.removeprefix("target_") in kind._fields and network is not None:  # which not all use
+                    check_network(f"state.{name}", network)
+                elif name == "updates":
+                    _checks.as_scalar("state.updates", network, jnp.int32)
+            if isinstance(given.get("batch"), Transition):
+                _check_batch(given["batch"])
+                if draw is not None:
+                    _check_draws(draw, given)
+            return guarded(*args, **kwargs)
+
+        return typing.cast(T, checked_call)
+
+    return decorate
+
+
+def check_network(name: str, network: Any) -> None:
+    if not callable(network) or isinstance(network, type):
+        raise TypeError(f"`{name}` must be a callable pytree, such as an Equinox Module, got {show(network)}.")
+
+
+def _check_batch(batch: Transition) -> None:
+    """A batch has one leading axis in each array, and the ranks of a batch of transitions."""
+    for name in ("action", "reward", "mask"):
+        value, rank = getattr(batch, name), 2 if name == "action" else 1
+        if not isinstance(value, jax.Array | np.ndarray) or value.ndim != rank:
+            shape = "(batch, action)" if rank == 2 else "(batch,)"
+            raise ValueError(f"`batch.{name}` must have shape {shape}, got {show(value)}.")
+        _checks.check_numbers(f"batch.{name}", value)
+    if not jnp.issubdtype(batch.action.dtype, jnp.floating):
+        raise TypeError(f"`batch.action` is {batch.action.dtype}. Convert it: actions are floats.")
+    after = batch.next_action
+    if after is not None and not (isinstance(after, jax.Array | np.ndarray) and after.shape == batch.action.shape):
+        raise ValueError(f"`batch.next_action` must have shape {batch.action.shape} or be None, got {show(after)}.")
+    _checks.check_leading_axis("batch", batch)
+
+
+def _check_draws(draw: Callable[..., Any], given: dict[str, Any]) -> None:
+    """The draws have the shapes of those that `draw` makes for the batch."""
+    options = {"config": given["config"]} if "config" in inspect.signature(draw).parameters else {}
+    expected = jax.eval_shape(lambda: draw(jax.random.key(0), given["batch"], **options))
+    if jax.tree.structure(given["draws"]) != jax.tree.structure(expected):
+        raise TypeError(f"`draws` must be what `draw` makes for the batch, got {show(given['draws'])}.")
+    for (path, leaf), like in zip(jax.tree.leaves_with_path(given["draws"]), jax.tree.leaves(expected), strict=True):
+        name = f"draws{jax.tree_util.keystr(path)}"
+        _checks.check_numbers(name, leaf)
+        if jnp.shape(leaf) != like.shape:
+            raise ValueError(f"`{name}` must have shape {like.shape} for this batch, got {show(leaf)}. Use `draw`.")
+
+
+def sizes_of(example: Transition, encoder: Encoder) -> tuple[int, int]:
+    """The sizes that networks are made for: of an observation, encoded if there is an encoder, and of an action."""
+    action, obs = example.action, example.obs
+    if not isinstance(action, jax.Array | np.ndarray) or action.ndim not in (1, 2):
+        raise ValueError(f"`example.action` must have shape (action,) or (batch, action), got {show(action)}.")
+    _checks.check_numbers("example.action", action)
+    _checks.check_numbers("example.obs", obs)
+    if action.ndim == 2:
+        _checks.check_leading_axis("example", example._replace(reward=None, mask=None, next_obs=None, next_action=None))
+        obs = jax.tree.map(lambda x: x[0], obs)
+    if encoder is not None:
+        obs = eqx.filter_eval_shape(partial(call, "encoder", encoder), obs)
+    if not isinstance(obs, jax.Array | np.ndarray | jax.ShapeDtypeStruct) or obs.ndim != 1:
+        raise ValueError(
+            f"`example.obs` must be vectors, got {show(obs) if encoder is None else obs}. Pass an `encoder` that turns "
+            "one observation into a vector."
+        )
+    return len(obs) if encoder is None else obs.shape[0], action.shape[-1]
+
+
+def validate(
+    config: Any, *, non_negative: Sequence[str] = (), sizes: Sequence[str] = (), fractions: Sequence[str] = ()
+) -> None:
+    """Make a frozen Config plain data (Python numbers, tuples) and check its fields. For `__post_init__`."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, tuple | list):
+            value = tuple(each.item() if isinstance(each, np.generic) else each for each in value)
+        object.__setattr__(config, field.name, value.item() if isinstance(value, np.generic) else value)
+    for name in non_negative:
+        _checks.check_range(name, getattr(config, name), 0, float("inf"))
+    for name in sizes:
+        _checks.as_count(name, getattr(config, name))
+    for name in (*fractions, "discount", "tau"):
+        if hasattr(config, name):  # behaviour cloning has no discount and no tau
+            _checks.check_range(name, getattr(config, name), 0, 1, open_low=name == "tau")
+    if config.clip is not None and not (len(config.clip) == 2 and config.clip[0] < config.clip[1]):
+        raise ValueError(
+            f"`clip` must be (low, high) with low < high, such as (-1.0, 1.0), or None, got {config.clip}."
+        )

@@ -1,0 +1,165 @@
+"""`typed` checks arguments at each call, and says in one line what is wrong."""
+
+import inspect
+import reprlib
+import types
+import typing
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Literal, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from beartype import beartype
+from beartype.door import is_bearable
+from jax.core import Tracer
+from jaxtyping import PRNGKeyArray, TypeCheckError, jaxtyped
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+
+def typed(function: T) -> T:
+    """Check the shapes, dtypes and kinds of arguments at each call; under `jit`, only while tracing.
+
+    Decorates a function, a constructor, or a dataclass. The error names the argument, its value and the remedy in its
+    first line: a `ValueError` for an unknown name among known ones, otherwise a `TypeError`.
+    """
+    if isinstance(function, type):
+        function.__init__ = typed(function.__init__)
+        return typing.cast(T, function)
+    checked = jaxtyped(function, typechecker=beartype)
+    signature = inspect.signature(function)
+
+    @wraps(function)
+    def call(*args, **kwargs):
+        if any(map(_is_suspect, (*args, *kwargs.values()))) and (error := _explain(signature, args, kwargs)):
+            raise error
+        try:
+            return checked(*args, **kwargs)
+        except TypeCheckError:
+            if (error := _explain(signature, args, kwargs)) is None:
+                raise
+        raise error
+
+    return typing.cast(T, call)
+
+
+def _is_suspect(value: Any) -> bool:
+    """Whether a value is an instance of `int`, `np.integer` or `np.ndarray`, but not a number or numbers."""
+    if type(value) is int:
+        return value.bit_length() > 127  # no float32 holds it
+    return isinstance(value, bool | np.timedelta64 | np.ma.MaskedArray)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if _is_suspect(value) and not {Any, bool if isinstance(value, bool) else Any} & set(_parts(hint)):
+        return False
+    return is_bearable(value, hint)
+
+
+def _explain(signature: inspect.Signature, args, kwargs) -> Exception | None:
+    """What is wrong with the first argument that is not of its type, or `None` if all are."""
+    given = {
+        name: (signature.parameters[name].annotation, value)
+        for name, value in signature.bind(*args, **kwargs).arguments.items()
+        if signature.parameters[name].kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    }
+    with jaxtyped("context"):
+        for name, (hint, value) in given.items():
+            if hint is inspect.Parameter.empty or _fits(value, hint):
+                continue
+            kind = ValueError if isinstance(value, str) and _literals(hint) else TypeError
+            return kind(f"`{name}` must be {_describe(hint)}, got {show(value)}. {_remedy(name, hint, value, given)}")
+    return None
+
+
+def show(value: Any) -> str:
+    """A value in a few words: an array by its dtype and shape, anything else by its shortened `repr`."""
+    if isinstance(value, np.ma.MaskedArray):
+        return f"a masked array of {value.dtype}{list(value.shape)}"
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        traced = "a traced " if isinstance(value, Tracer) else ""
+        return f"{traced}{value.dtype}{list(value.shape)}" if value.shape or traced else f"{value} ({value.dtype})"
+    if callable(value) and hasattr(value, "__name__"):
+        return f"the function `{value.__name__}`"
+    try:
+        return " ".join(reprlib.repr(value).split())
+    except Exception:  # a `repr` of the user's own
+        return f"a {type(value).__name__}"
+
+
+def _parts(hint: Any) -> list[Any]:
+    """The members of a union, or the hint alone."""
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return [part for member in typing.get_args(hint) for part in _parts(member)] if union else [hint]
+
+
+def _literals(hint: Any) -> list[Any]:
+    return [arg for part in _parts(hint) if typing.get_origin(part) is Literal for arg in typing.get_args(part)]
+
+
+def _shapes(hint: Any) -> list[str]:
+    return [part.dim_str.strip() for part in _parts(hint) if hasattr(part, "dim_str")]
+
+
+def _describe(hint: Any) -> str:
+    """A hint in words, each alternative once."""
+    if hint == PRNGKeyArray:
+        return "a JAX random key"
+    words: dict[str, None] = {}
+    for part in _parts(hint):
+        if hasattr(part, "dim_str"):
+            kind = "a float array" if isinstance(part.dtypes, tuple) and "float32" in part.dtypes else "an array"
+            shape = f"({','.join(part.dim_str.split())}{',' * (len(part.dim_str.split()) == 1)})"
+            word = "a number" if not part.dim_str else kind if part.dim_str == "..." else f"{kind} of shape {shape}"
+        elif typing.get_origin(part) is Literal:
+            word = " or ".join(map(repr, typing.get_args(part)))
+        elif typing.get_origin(part) in (tuple, list) and tuple[Any, ...] not in _parts(hint):
+            args = [_describe(arg) for arg in typing.get_args(part) if arg not in (Any, ...)]
+            word = f"({', '.join(args)})" if args and typing.get_origin(part) is tuple else "a pair of numbers"
+        elif typing.get_origin(part) is Callable or part is Callable:
+            word = "a function"
+        elif part is type(None):
+            word = "None"
+        elif part is bool:
+            word = "True or False"
+        elif getattr(part, "_is_protocol", False):  # its docstring starts with its call
+            word = f"a function {part.__doc__.partition(':')[0]}"
+        elif issubclass(origin := typing.get_origin(part) or part, int | float | np.generic):
+            word = "an integer" if issubclass(origin, int | np.integer) else "a number"
+        else:
+            word = f"a{'n' * (origin.__name__[0] in 'AEIOU')} `{origin.__name__}`"
+        words[word] = None
+    if "a number" in words:
+        words.pop("an integer", None)
+    return " or ".join(words)
+
+
+def _remedy(name: str, hint: Any, value: Any, given: dict[str, Any]) -> str:
+    """What to do about it."""
+    array = isinstance(value, jax.Array | np.ndarray)
+    if isinstance(value, np.ma.MaskedArray):
+        return f"Fill what is masked: `{name}.filled(...)`."
+    if hint == PRNGKeyArray:
+        return "Make one by `jax.random.key(seed)`."
+    if type(value) is int and _is_suspect(value):
+        return "Pass a smaller number."
+    if isinstance(value, Tracer) and not _shapes(hint):
+        return f"It is static: bind it outside of `jit` and `vmap`, by `functools.partial(..., {name}=...)`."
+    if shapes := [shape for shape in _shapes(hint) if shape != "..."]:
+        ranks = {len(shape.split()) for shape in shapes}
+        if array and value.ndim > max(ranks):
+            return "For a batch, use `jax.vmap` around the function."
+        if array and not jnp.issubdtype(value.dtype, jnp.floating):
+            return f"Convert it: `{name}.astype(jnp.float32)`."
+        if array and value.ndim in ranks:
+            others = [
+                f"`{n}` has {show(v)}" for n, (h, v) in given.items() if n != name and _shapes(h) == _shapes(hint)
+            ]
+            return f"Sizes of one name must agree: {', '.join(others) or 'see the signature'}."
+        if isinstance(value, list | tuple):
+            return "Pass an array: `jnp.asarray(...)`."
+    if _literals(hint):
+        return "Pass one of the names."
+    return f"Pass {_describe(hint)}."
