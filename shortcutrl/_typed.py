@@ -83,10 +83,12 @@ def show(value: Any) -> str:
         return f"{traced}{value.dtype}{list(value.shape)}" if value.shape or traced else f"{value} ({value.dtype})"
     if callable(value) and hasattr(value, "__name__"):
         return f"the function `{value.__name__}`"
+    if type(value) is int and _is_suspect(value):
+        return f"an integer of {value.bit_length()} bits"
     try:
         return " ".join(reprlib.repr(value).split())
     except Exception:  # a `repr` of the user's own
-        return f"a {type(value).__name__}"
+        return f"a value of type {type(value).__name__}"
 
 
 def _parts(hint: Any) -> list[Any]:

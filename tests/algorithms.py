@@ -26,6 +26,13 @@ MODULES: dict[str, ModuleType] = {
 
 every_algorithm = pytest.mark.parametrize("module", MODULES.values(), ids=MODULES.keys())
 
+FIRST = {"sorl", "fql"}
+every_algorithm_in_time = pytest.mark.parametrize(
+    "module",
+    [pytest.param(module, marks=[pytest.mark.slow] * (name not in FIRST), id=name) for name, module in MODULES.items()],
+)
+"""For tests that compile or train for seconds: by default with two algorithms, and with the others as slow tests."""
+
 SMALL = {"num_steps": 2, "max_jumps": 2, "flow_steps": 2, "denoising_steps": 2, "num_candidates": 3}
 """Fields of a `Config` that make a test quick, where there are such fields."""
 

@@ -11,14 +11,21 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)  # compiling takes longer than running here
 
-hypothesis.settings.register_profile("laptop", deadline=None, max_examples=30)
-hypothesis.settings.register_profile("ci", deadline=None, max_examples=30, derandomize=True, print_blob=True)
+hypothesis.settings.register_profile("laptop", deadline=None, max_examples=15)
+hypothesis.settings.register_profile("ci", deadline=None, max_examples=15, derandomize=True, print_blob=True)
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=1000)  # --hypothesis-profile=thorough
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "laptop")
 
 
 def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "error")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Each compiled program holds memory maps, of which a process may have only so many."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from algorithms import (
     MODULES,
     draws,
     every_algorithm,
+    every_algorithm_in_time,
     is_own,
     learner,
     losses,
@@ -84,7 +85,7 @@ def test_signatures_are_the_same_everywhere(module):
         assert required(getattr(module, name)) == {*positional(getattr(module, name)), "config"}
 
 
-@every_algorithm
+@every_algorithm_in_time
 def test_the_actor_takes_noise_of_its_shape(module):
     config = small(module)
     names = inspect.signature(module.actor).parameters
@@ -256,7 +257,7 @@ def compiled(module):
     return jax.jit(partial(module.update, **options))
 
 
-@every_algorithm
+@every_algorithm_in_time
 def test_an_update_is_finite_and_a_loop_compiles_once(module):
     """Its state is like the one before, down to weak types; every network and every average moves."""
     first = state = start(module)
@@ -270,7 +271,7 @@ def test_an_update_is_finite_and_a_loop_compiles_once(module):
             assert differs(getattr(first, name), getattr(state, name)), f"{name} stands still"
 
 
-@every_algorithm
+@every_algorithm_in_time
 def test_agents_under_vmap_are_the_loop(module):
     keys = jax.random.split(jax.random.key(1), 3)
     states = [start(module, key) for key in keys]
@@ -384,7 +385,7 @@ FREEZING = {
 }
 
 
-@every_algorithm
+@every_algorithm_in_time
 def test_networks_of_equinox_with_frozen_parts(module):
     """Activation functions and flags are leaves of these networks; their attention is frozen."""
     mine, (frozen, *others) = own_networks(module), module.Networks._fields

@@ -2,12 +2,14 @@
 
 from functools import partial
 
+import diffusing
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import ring
 from assertions import assert_caught, assert_to_rounding, assert_unrelated, each, seeds
 from hypothesis import given
 from losses import ACTION, BATCH, QuadraticCritic, assert_loss, mean, random_batch, rows, same
@@ -48,7 +50,11 @@ class LinearNetwork(eqx.Module):
         x = first + np.sqrt(2.0**2 - 0.002**2) * noise[1]
         action, by_x, own_weight, own_tilt = self.model(x, 2.0)
         inside = np.abs(action) < BOUND
-        return np.clip(action, -BOUND, BOUND), inside * (own_weight + by_x * by_weight), inside * (own_tilt + by_x * by_tilt)
+        return (
+            np.clip(action, -BOUND, BOUND),
+            inside * (own_weight + by_x * by_weight),
+            inside * (own_tilt + by_x * by_tilt),
+        )
 
 
 def problem(seed):
@@ -329,3 +335,27 @@ def test_the_draws_are_standard_normal_and_uniform():
     assert kstest(draws.level, "uniform").pvalue > 1e-3
     noise = draws.td_noise[:, 0, 0], draws.q_noise[:, 0], draws.noise
     assert_unrelated(draws.level, *(column for each in noise for column in each.T))
+
+
+# ------------------------------------------------------------------- on the ring of five modes
+
+
+@pytest.fixture(scope="module", params=[0.0, 0.3], ids=["imitation", "improvement"])
+def trained(request):
+    config = cac.Config(eta=request.param, tau=0.02, num_levels=40, schedule_updates=2000, backup_candidates=1)
+    sizes = {"width": 8, "depth": 1, "policy_width": 64, "policy_depth": 3}
+    networks = cac.networks(ring.sample(jax.random.key(0), 1), **sizes, key=jax.random.key(0))
+    state = diffusing.train(cac, networks, config, updates=4000)
+    return request.param, ring.act(cac.actor(state, config=config), shape=(2, 2))
+
+
+@pytest.mark.slow
+def test_the_policy_keeps_to_the_data_and_improves_q(trained):
+    """A Gaussian of the data's moments has 72% of its samples far from every mode, and a Q of 0."""
+    eta, actions = trained
+    assert ring.strays(actions) < 0.45
+    assert ring.shares(actions).min() > 0.08
+    if eta:
+        assert actions[:, 0].mean() > 0.1
+    else:
+        assert abs(actions[:, 0].mean()) < 0.08

@@ -52,6 +52,7 @@ def test_eight_devices_are_one_and_each_computes_its_share(home, alone, tmp_path
     assert 256 not in rows
 
 
+@pytest.mark.slow
 def test_two_processes_are_one(home, alone, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -97,6 +98,7 @@ jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 """
 
 
+@pytest.mark.slow
 def test_agents_on_eight_devices_are_those_on_one_and_do_not_talk():
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     done = subprocess.run([sys.executable, "-c", AGENTS], env=env, capture_output=True, text=True)

@@ -69,6 +69,7 @@ def test_first_learns(home, tmp_path):
     assert reward["best of 8"] > 0.5
 
 
+@pytest.mark.slow
 def test_two_dimensions(home, tmp_path):
     args = ["--out", tmp_path / "2d.png", "--samples", "8", "--updates", "3"]
     assert "more jumps" in finish(start(home, "two_dimensions.py", *args))
@@ -143,12 +144,13 @@ def test_help_shows_the_defaults_of_the_preset(home):
     assert "M_BTT, the largest number of jumps that Q is maximised through" in said
     assert "(default: 1000000)" in said
     said = finish(start(home, "sorl.py", "--help"))
-    assert "(default: 16000)" in " ".join(said.replace("│", "").split())
+    assert "(default: 40000)" in " ".join(said.replace("│", "").split())
 
 
 # ------------------------------------------------------------------- what takes a run of sorl.py
 
 
+@pytest.mark.slow
 def test_evaluate(home, trained_run):
     args = ["evaluate.py", trained_run, "--k", "1", "3", "--n", "1", "2", "--episodes", "1"]
     before = read_rows(trained_run, "table")
@@ -192,6 +194,7 @@ def test_jumps(home, trained_run):
     assert rows[-1].split()[1] == "-"
 
 
+@pytest.mark.slow
 def test_online(home, trained_run, tmp_path):
     args = ["--episodes", "2", "--updates-per-episode", "2", "--evaluation-episodes", "1", "--processes", "1"]
     said = finish(start(home, "sorl_online.py", trained_run, "--out", tmp_path / "out", *args))
@@ -234,6 +237,7 @@ def test_a_folder_without_a_run_is_named(script, home, tmp_path):
 # ------------------------------------------------------------------- many agents
 
 
+@pytest.mark.slow
 def test_many_seeds(home, tmp_path):
     many = tmp_path / "many"
     args = ["--env", ENV, "--tasks", "1", "3", "--seeds", "2", "--k", "1", "--episodes", "1", "--processes", "1"]

@@ -205,6 +205,7 @@ def test_the_draws_are_standard_normal_and_uniform():
 # ------------------------------------------------------------------- on the ring of five modes
 
 
+@pytest.mark.slow
 def test_each_mode_is_as_likely_as_its_weight():
     """The policy is the data's density times the weight, which is proportional to exp(alpha Q)."""
     config = fawac.Config(alpha=3.0)

@@ -179,6 +179,7 @@ def test_the_draws_are_standard_normal_and_uniform():
 # ------------------------------------------------------------------- on the ring of five modes
 
 
+@pytest.mark.slow
 def test_it_keeps_all_modes_and_moves_them_towards_q():
     config = fbrac.Config(alpha=3.0, flow_steps=5)
     actions = ring.act(fbrac.actor(ring.train(fbrac, config), config=config))

@@ -224,6 +224,10 @@ def hang(x):
         pass
 
 
+def wordy(x):
+    raise ValueError("`x` must be a number. " + 30 * "Pass a number. ")
+
+
 def obscure(x):
     raise TypeError("unsupported operand")
 
@@ -233,7 +237,7 @@ WRONG_FUNCTIONS = {
     "obscure": (obscure, "obscure: TypeError: unsupported operand"),
     "of another kind": (lambda x: {}["x"], "obscure: KeyError"),
     "endless": (hang, "endless"),
-    "long": (lambda x: int("`x`" + "3" * 400), "long: "),
+    "long": (wordy, "long: "),
 }
 
 

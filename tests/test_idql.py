@@ -236,6 +236,7 @@ def trained():
     return diffusing.train(idql, networks, config, updates=4000), config
 
 
+@pytest.mark.slow
 def test_the_diffusion_keeps_all_modes(trained):
     """A Gaussian of the data's moments has 72% of its samples far from every mode."""
     state, config = trained
@@ -244,6 +245,7 @@ def test_the_diffusion_keeps_all_modes(trained):
     assert ring.strays(actions) < 0.25
 
 
+@pytest.mark.slow
 def test_the_best_of_many_is_better_and_within_the_data(trained):
     state, config = trained
     one, best = (

@@ -1,5 +1,6 @@
 """OGBench's suite: from a name to transitions and an environment, and each way in which that fails."""
 
+import functools
 import http.server
 import pickle
 import socket
@@ -191,15 +192,24 @@ def test_a_malformed_file_is_named(change, good, offline, tmp_path):
     assert any(f"`{key}" in said for key in (*changed, "observations", "terminals")) or "object" in change.lower()
 
 
+PUZZLE = "puzzle-3x3-play-singletask-v0", "puzzle-3x3-play-v0.npz"
+
+
+@functools.cache
+def puzzle():
+    return example(PUZZLE[0], np.random.default_rng(0))
+
+
 @pytest.mark.parametrize("missing", ["observations", "actions", "terminals", "qpos", "button_states"])
 def test_a_missing_array_is_named(missing, offline, tmp_path):
-    name, path = "puzzle-3x3-play-singletask-v0", tmp_path / "puzzle-3x3-play-v0.npz"
-    arrays = example(name, np.random.default_rng(0))
-    save(path, {key: value for key, value in arrays.items() if key != missing})
-    assert f"does not hold the array `{missing}`" in refused(tmp_path, path, name)
-    for shape in ((N,), (N, 1), (N, 8)):
-        save(path, arrays | {"button_states": np.zeros(shape)})
-        assert "`button_states` must have shape" in refused(tmp_path, path, name)
+    save(tmp_path / PUZZLE[1], {key: value for key, value in puzzle().items() if key != missing})
+    assert f"does not hold the array `{missing}`" in refused(tmp_path, tmp_path / PUZZLE[1], PUZZLE[0])
+
+
+@pytest.mark.parametrize("shape", [(N,), (N, 1), (N, 8)])
+def test_an_array_of_another_shape_is_named(shape, offline, tmp_path):
+    save(tmp_path / PUZZLE[1], puzzle() | {"button_states": np.zeros(shape)})
+    assert "`button_states` must have shape" in refused(tmp_path, tmp_path / PUZZLE[1], PUZZLE[0])
 
 
 def cut(content):

@@ -86,7 +86,13 @@ def test_there_are_examples():
     assert len(EXAMPLES) >= 100
 
 
-@pytest.mark.parametrize("example", EXAMPLES)
+def in_its_time(example):
+    """Those of the algorithms are alike: by default, those of one run."""
+    like_sorl = example.split(".")[0] in MODULES.keys() - {"sorl"}
+    return pytest.param(example, marks=pytest.mark.slow) if like_sorl else example
+
+
+@pytest.mark.parametrize("example", map(in_its_time, EXAMPLES))
 def test_examples_run(example, monkeypatch):
     monkeypatch.setattr(_load, "reachable", lambda url: False)  # or a whole dataset would be downloaded
     exec(compile(EXAMPLES[example], f"<the docstring of {example}>", "exec"), {})

@@ -309,6 +309,7 @@ def test_the_draws_are_standard_normal():
 # ------------------------------------------------------------------- on the ring of five modes
 
 
+@pytest.mark.slow
 def test_the_penalty_decides_how_far_it_follows_q():
     """The data's mean is 0 and its best action 0.8: a light penalty leaves the data, a heavy one keeps to the mean."""
     right = {}

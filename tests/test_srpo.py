@@ -242,10 +242,18 @@ def trained(beta):
     config = srpo.Config(beta=beta)
     sizes = {"width": 16, "depth": 1, "diffusion_width": 32, "blocks": 2}
     networks = srpo.networks(ring.sample(jax.random.key(0), 1), **sizes, key=jax.random.key(0))
-    state = diffusing.train(srpo, networks, config)
+    state = diffusing.train(srpo, networks, config, updates=4000)
     return srpo.actor(state, config=config)(jnp.ones(1, jnp.float32), jnp.zeros(2, jnp.float32))
 
 
+@pytest.mark.slow
+def test_the_policy_takes_the_best_mode():
+    """Without the regulariser it would end at 1, the bound."""
+    action = trained(beta=0.15)
+    assert jnp.linalg.norm(action - ring.MODES[0]) < 0.15
+
+
+@pytest.mark.slow
 def test_a_large_beta_leaves_the_data():
     action = trained(beta=10.0)
     assert action[0] > 0.98

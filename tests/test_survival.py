@@ -61,7 +61,7 @@ def kill_at_random(home, out, rng):
     return alive
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_killed_run_ends_like_an_uninterrupted_one(kills, home, trained_run):
     rng, killed, runs = np.random.default_rng(kills), 0, 0
     while killed < kills:

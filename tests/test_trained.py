@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from algorithms import KEY, every_algorithm, name_of, networks, noise_shape, optimizers
+from algorithms import KEY, every_algorithm_in_time, name_of, networks, noise_shape, optimizers
 
 from shortcutrl import Transition, consistency_gap, nn, rollout_k, shortcut_loss, sorl
 
@@ -187,7 +187,7 @@ def learned_reward(module, config, updates=500, batch_size=128):
     return train(KEY)
 
 
-@every_algorithm
+@every_algorithm_in_time
 def test_an_algorithm_beats_behaviour_cloning(module):
     """The mean reward of the data is 0 and that of its best mode 0.8."""
     name = name_of(module)

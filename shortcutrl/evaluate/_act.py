@@ -41,7 +41,7 @@ class _DrawNoise(eqx.Module):
     shape: tuple[int, ...] = eqx.field(static=True)
 
     @typed
-    def __call__(self, actor: Actor, obs: Obs, *, key: PRNGKeyArray) -> Array:
+    def __call__(self, actor: Actor, obs: Obs, *, key: PRNGKeyArray) -> Any:
         return _call("`actor` cannot be called as `actor(obs, noise)`", actor, obs, jax.random.normal(key, self.shape))
 
 
