@@ -96,7 +96,7 @@ def main(
         print(f"{name}: mean reward {actions[name][:, 0].mean():.2f}, {time.perf_counter() - started:.0f} s")
     columns = min(4, len(actions))
     rows = -(-len(actions) // columns)
-    size = 2.2 * columns, 2.4 * rows
+    size = 1.5 * columns, 1.7 * rows
     figure, axes = plt.subplots(
         rows, columns, figsize=size, layout="constrained", sharex=True, sharey=True, squeeze=False
     )
@@ -104,12 +104,12 @@ def main(
         axis.remove()
     for (name, action), axis in zip(actions.items(), axes.flat, strict=False):
         one = np.ptp(action, axis=0).max() < 1e-3  # always the same action
-        axis.scatter(*behaviour.T, s=1, color="0.8")
+        axis.scatter(*behaviour.T, s=1, color="0.65")
         axis.scatter(*action.T, s=40 if one else 1, marker="x" if one else "o", color="tab:blue")
         axis.set(title=name, xlabel=f"mean reward {action[:, 0].mean():.2f}", xticks=[], yticks=[])
         axis.set(aspect="equal", xlim=(-1.15, 1.15), ylim=(-1.15, 1.15))
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=110)
+    figure.savefig(out)
     print(f"picture: {out}")
 
 

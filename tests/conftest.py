@@ -1,6 +1,7 @@
 """Settings of the suite: float64 for the oracles, no implicit broadcasting, warnings as errors."""
 
 import os
+from pathlib import Path
 
 import hypothesis
 import jax
@@ -10,6 +11,9 @@ from running import TRAIN, finish, start
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)  # compiling takes longer than running here
+jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".cache" / "programs"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 hypothesis.settings.register_profile("laptop", deadline=None, max_examples=15)
 hypothesis.settings.register_profile("ci", deadline=None, max_examples=15, derandomize=True, print_blob=True)

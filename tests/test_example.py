@@ -11,7 +11,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from running import ENV, EXAMPLES, finish, start
+from running import ENV, EXAMPLES, TRAIN, finish, start
 
 from shortcutrl import data, sorl
 from shortcutrl.runs import Run, load_settings, read_rows
@@ -183,6 +183,14 @@ def test_test_time_scaling(home, tmp_path):
     assert list(rows[0]) == ["run", "seed", "max_jumps", "k", "n", "episodes", "successes", "milliseconds"]
     told = {(row["seed"], row["k"], row["n"]): (row["episodes"], row["successes"]) for row in rows}
     assert told == {(seed, k, n): ("2", "12"[int(seed)]) for seed in "01" for k in "14" for n in "12"}
+
+
+def test_other_settings_are_refused(home, trained_run):
+    process = start(home, *TRAIN, "--out", trained_run, "--q-weight", "7")
+    said = process.communicate(timeout=900)[1]
+    assert process.returncode == 1
+    assert "holds a run with {'config.q_weight': 10.0}, not {'config.q_weight': 7.0}. Choose another folder" in said
+    assert "Traceback" not in said
 
 
 def test_jumps(home, trained_run):

@@ -227,6 +227,7 @@ def test_the_draws_are_standard_normal_and_uniform():
 # ------------------------------------------------------------------- on the ring of five modes
 
 
+@pytest.mark.slow
 def test_one_candidate_keeps_all_modes_and_the_best_of_many_takes_one():
     state = ring.train(ifql, CONFIG)
     one = ring.act(ifql.actor(state, config=CONFIG, n=1))

@@ -286,6 +286,7 @@ def test_the_agent_acts_by_its_mean_or_by_a_sample():
 # ------------------------------------------------------------------- on the ring of five modes
 
 
+@pytest.mark.slow
 def test_it_stays_within_the_data_and_takes_the_best_mode():
     config = iql.Config(alpha=10.0)
     actions = ring.act(iql.actor(ring.train(iql, config), config=config))

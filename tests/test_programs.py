@@ -138,6 +138,7 @@ def _optimised():
     jax.config.update("jax_disable_most_optimizations", True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_optimised")
 def test_memory_grows_with_the_jumps_and_no_faster():
     """By what the backward pass keeps of each forward pass."""
@@ -173,6 +174,7 @@ def gradient_through_8_jumps(remat):
     return compiled(*arguments), compiled.memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_optimised")
 def test_jumps_computed_again_give_the_same_from_less_memory():
     (stored, much), (again, little) = gradient_through_8_jumps(remat=False), gradient_through_8_jumps(remat=True)

@@ -92,7 +92,7 @@ def in_its_time(example):
     return pytest.param(example, marks=pytest.mark.slow) if like_sorl else example
 
 
-@pytest.mark.parametrize("example", map(in_its_time, EXAMPLES))
+@pytest.mark.parametrize("example", [in_its_time(example) for example in EXAMPLES])
 def test_examples_run(example, monkeypatch):
     monkeypatch.setattr(_load, "reachable", lambda url: False)  # or a whole dataset would be downloaded
     exec(compile(EXAMPLES[example], f"<the docstring of {example}>", "exec"), {})
