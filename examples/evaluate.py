@@ -2,7 +2,7 @@
 
     python examples/evaluate.py runs/sorl --k 4 --n 8 --episodes 100
 
-The time of one action is measured too. Cells that are already in a table are not repeated.
+The time of one action is measured too. Cells that this command evaluated before are not repeated.
 """
 
 import sys

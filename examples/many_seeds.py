@@ -34,7 +34,7 @@ class Args:
     out: Path = Path("runs/many")  # the folder of the run; in it one for each agent, as sorl.py makes them
     data_episodes: int = 250  # of a dataset that is generated locally
 
-    updates: int = 16_000  # gradient steps
+    updates: int = 40_000  # gradient steps
     updates_per_checkpoint: int = 1_000  # in one call of the compiled program
     batch_size: int = 256  # transitions in one gradient step of one agent
     width: int = 256  # of each hidden layer
@@ -42,13 +42,13 @@ class Args:
     learning_rate: float = 1e-3  # of Adam, at its peak; it rises over a tenth of the updates, then falls to 0
     n_step: int = 5  # environment steps that a TD target looks ahead
     num_steps: int = 8  # M, the largest number of jumps that the policy learns
-    max_jumps: int = 4  # M_BTT, the largest number of jumps that Q is maximised through
-    q_weight: float = 10.0  # of maximising Q; 0 is behaviour cloning
+    max_jumps: int = 8  # M_BTT, the largest number of jumps that Q is maximised through
+    q_weight: float = 30.0  # of maximising Q; 0 is behaviour cloning
     discount: float = 0.99  # gamma
-    tau: float = 0.02  # how far the target networks move at each update
-    condition_critic_on_k: bool = False  # whether the critic sees the number of jumps
+    tau: float = 0.01  # how far the target networks move at each update
+    condition_critic_on_k: bool = True  # whether the critic sees the number of jumps
 
-    k: int = 1  # jumps to act with
+    k: int = 4  # jumps to act with
     n: int = 1  # candidates to act with
     episodes: int = 50  # of the evaluation of each agent
     processes: int = 4  # that hold the environments of the evaluation; two for each core are best

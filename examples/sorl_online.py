@@ -54,7 +54,7 @@ def play(policy, env, seed: int, replay: Replay) -> bool:
 def main(
     run: Annotated[Path, tyro.conf.Positional],  # a folder of sorl.py
     out: Path = Path("runs/online"),  # the folder for the results, a new one
-    k: int = 1,  # jumps to act with
+    k: int = 4,  # jumps to act with
     n: int = 1,  # candidates to act with
     episodes: int = 50,  # to play
     updates_per_episode: int = 100,

@@ -110,7 +110,7 @@ def _as_optimizers(kind: Any, optimizers: Any) -> Any:
         if not isinstance(optimizer, optax.GradientTransformation):
             raise TypeError(
                 f"`optimizers.{name}` must be an optax transformation, got {show(optimizer)}. Pass one for each "
-                "network, even if they are the same."
+                "network, even if they are the same; of `MultiSteps`, its `gradient_transformation()`."
             )
     return group
 

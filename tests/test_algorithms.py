@@ -271,6 +271,14 @@ def test_an_update_is_finite_and_a_loop_compiles_once(module):
             assert differs(getattr(first, name), getattr(state, name)), f"{name} stands still"
 
 
+@every_algorithm
+def test_networks_of_float64_fit_data_of_float32(module):
+    options = {"config": small(module), "optimizers": optimizers(module), "key": KEY}
+    state, batch = start(module), transitions(dtype=jnp.float32)
+    after, _ = jax.eval_shape(lambda state, batch: module.update(state, batch, **options), state, batch)
+    assert [leaf.dtype for leaf in jax.tree.leaves(after)] == [leaf.dtype for leaf in jax.tree.leaves(state)]
+
+
 @every_algorithm_in_time
 def test_agents_under_vmap_are_the_loop(module):
     keys = jax.random.split(jax.random.key(1), 3)

@@ -110,11 +110,12 @@ def test_actions_in_the_data_have_the_effect_in_the_environment_that_was_recorde
     make_env = pickle.loads(pickle.dumps(task.make_env))
     with make_env(render_mode="rgb_array") as env:
         assert env.spec.max_episode_steps == MANY
+        assert (env.action_space.low, env.action_space.high) == (-1, 1)
         assert env.render_mode == "rgb_array"
         obs, _ = env.reset(seed=0)
         for row in range(MANY):
             np.testing.assert_allclose(obs, task.dataset.obs[row], atol=1e-5)
-            obs, reward, *_ = env.step(task.scale.from_unit(np.asarray(task.dataset.action[row])))
+            obs, reward, *_ = env.step(np.asarray(task.dataset.action[row]))
             np.testing.assert_allclose(reward, task.dataset.reward[row], rtol=1e-4)
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from algorithms import transitions
 from assertions import assert_uniform, assert_unrelated
 
 from shortcutrl import Transition, nn, sorl
@@ -285,6 +286,24 @@ def test_the_published_optimizer_clips_and_then_steps_by_its_learning_rate():
 
 
 # ------------------------------------------------------------------------- any networks, any observations
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("name", ["critic", "policy"])
+def test_gradients_flow_into_what_learns_alone(name, compiled):
+    settings, data = sorl.Config(num_steps=2, max_jumps=2), transitions()
+    networks = sorl.networks(data, width=8, depth=1, key=jax.random.key(0))
+    state = sorl.init(networks, config=settings, optimizers=sorl.OPTIMIZERS)
+
+    def loss(network, obs):
+        changed = data._replace(obs=obs)
+        draws = sorl.draw(jax.random.key(0), changed, config=settings)
+        return getattr(sorl, f"{name}_loss")(network, state, changed, draws, config=settings)[0]
+
+    gradient = eqx.filter_grad(lambda pair: loss(*pair))
+    own, other = (eqx.filter_jit(gradient) if compiled else gradient)((getattr(state, name), data.obs))
+    assert max(jnp.abs(leaf).max() for leaf in jax.tree.leaves(own)) > 0
+    assert jnp.abs(other).max() == 0
 
 
 def test_observations_may_be_any_pytree():

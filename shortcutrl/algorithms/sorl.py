@@ -277,7 +277,7 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
         loss, q = sorl.critic_loss(state.critic, state, batch, draws, config=config)
         ```
     """
-    state = _training.fixed(state)
+    state, batch, draws = _training.fixed((state, batch, draws))
 
     def loss(critic, k):
         actor = partial(rollout_k, state.policy, k=k, clip=config.clip)
@@ -317,7 +317,7 @@ def policy_loss(
         loss, terms = sorl.policy_loss(state.policy, state, batch, draws, config=config)
         ```
     """
-    state = _training.fixed(state)
+    state, batch, draws = _training.fixed((state, batch, draws))
 
     def minus_q(policy, k):
         actor = partial(rollout_k, policy, k=k, clip=config.clip, remat=config.remat)

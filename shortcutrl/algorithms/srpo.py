@@ -349,7 +349,7 @@ def policy_loss(
     q_term = (losses / jnp.where(slope > 0, slope, 1)).mean()
 
     distil = partial(score_distillation_loss, diffusion, schedule=vp_schedule)
-    actions = jax.vmap(act)(batch.obs, batch.action)
+    actions = jax.vmap(act)(batch.obs, batch.action).astype(batch.action.dtype)
     distillation = jax.vmap(distil)(batch.obs, actions, draws.policy_noise, draws.policy_t).mean()
     return denoising + distillation + config.beta * q_term, (denoising, losses.mean())
 

@@ -11,9 +11,10 @@ class Task(NamedTuple):
     """A dataset and the environment that its policies are evaluated in.
 
     - `dataset`: a [`Dataset`][shortcutrl.data.Dataset].
-    - `make_env`: makes the environment, a `gymnasium.Env`. Its options are those of `gymnasium.make`.
+    - `make_env`: makes the environment, a `gymnasium.Env`. It takes actions like those of the dataset. Its options are
+      those of `gymnasium.make`.
     - `source`: the file or the name that the dataset was read from.
-    - `scale`: maps the dataset's actions to the environment's, or `None` where they are the same.
+    - `scale`: how the dataset's actions were rescaled, or `None`. `make_env` undoes it.
     """
 
     dataset: Dataset

@@ -20,6 +20,8 @@ from shortcutrl.suites._task import Task
 try:
     import gymnasium
     import minari
+
+    from shortcutrl.evaluate import ScaledActions
 except ModuleNotFoundError as _error:
     raise ImportError(f"shortcutrl.suites.minari needs {_error.name}: pip install 'shortcutrl[minari]'") from _error
 
@@ -35,10 +37,10 @@ def load(name: str, *, rescale: bool = True) -> Task:
 
     - `name`: such as `"mujoco/halfcheetah/medium-v0"`.
     - `rescale`: whether to map actions from the bounds of the action space to [-1, 1], where policies usually act. The
-      inverse is the task's `scale`. If false, actions stay as they are.
+      environment of the task then takes actions in [-1, 1], too. If false, actions stay as they are.
 
     **Returns:** the [`Task`][shortcutrl.suites.Task]. Its `make_env` is [`make_env`][shortcutrl.suites.minari.make_env]
-    of this name.
+    of this name, in [`ScaledActions`][shortcutrl.evaluate.ScaledActions] if the dataset's actions were rescaled.
 
     **Raises:** `ValueError` for a `name` that is not on this machine, for an action space that is no vector of floats,
     and for files or values that are not those of a dataset. `ImportError` if a package is missing.
@@ -72,7 +74,13 @@ def load(name: str, *, rescale: bool = True) -> Task:
     dataset = dataset._replace(episode_end=jnp.asarray(columns["truncations"]))
     changes = rescale and not (np.all(space.low == -1) and np.all(space.high == 1))
     scale = ActionScale(space.low, space.high) if changes else None
-    return Task(dataset, partial(make_env, name), _folder() / name, scale)
+    return Task(dataset, partial(make_env if scale is None else _make_scaled, name), _folder() / name, scale)
+
+
+def _make_scaled(name: str, **options: Any) -> gymnasium.Env:
+    env = make_env(name, **options)
+    space = _open(name).action_space
+    return ScaledActions(env, ActionScale(space.low, space.high))
 
 
 @typed
