@@ -53,6 +53,7 @@ def test_an_example_imports_only_the_library(path):
 # ------------------------------------------------------------------- without a simulator
 
 
+@pytest.mark.slow
 def test_first(home, tmp_path):
     assert len((EXAMPLES / "first.py").read_text().splitlines()) < 90
     said = finish(start(home, "first.py", "--out", tmp_path / "first.png", "--updates", "3"))
@@ -234,7 +235,12 @@ def test_the_replay_buffer_gives_the_transitions_of_its_episodes(monkeypatch):
     np.testing.assert_array_equal(batch.reward, batch.obs[:, 0])
 
 
-@pytest.mark.parametrize("script", ["evaluate.py", "jumps.py", "sorl_online.py", "test_time_scaling.py"])
+OTHER_SCRIPTS = [
+    pytest.param(name, marks=pytest.mark.slow) for name in ("jumps.py", "sorl_online.py", "test_time_scaling.py")
+]
+
+
+@pytest.mark.parametrize("script", ["evaluate.py", *OTHER_SCRIPTS])
 def test_a_folder_without_a_run_is_named(script, home, tmp_path):
     assert "none holds no run" in fail(start(home, script, tmp_path / "none"))
     with Run(tmp_path / "other", {"config": {}}):  # of another program
