@@ -15,7 +15,7 @@ from jaxtyping import Array
 from shortcutrl import _checks, _contract
 from shortcutrl._call import ensemble_of, q_of, value_of
 from shortcutrl._typed import show
-from shortcutrl._types import Aggregate, Number, Scalar, Transition
+from shortcutrl._types import Aggregate, Integer, Number, Scalar, Transition
 from shortcutrl._value import bellman_target, expectile_loss
 
 
@@ -193,7 +193,7 @@ def fit_critic(critic: Any, value: Any, batch: Transition, *, discount: Number) 
     return jnp.square(q - target[:, None].astype(q.dtype)).sum(axis=1).mean(), q.mean()
 
 
-def at_drawn(loss: Callable[[Any, int], tuple[Scalar, Scalar]], network: Any, name: str, k: Any, max_jumps: int):
+def at_drawn(loss: Callable[[Any, int], tuple[Scalar, Scalar]], network: Any, name: str, k: Any, max_jumps: Integer):
     """`loss(network, k)` for a k of 1, 2, 4, ..., `max_jumps` that may be traced, differentiable in the network.
 
     The gradient of the loss is computed inside the branch: differentiating through the switch would keep the

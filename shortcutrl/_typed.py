@@ -83,7 +83,7 @@ def show(value: Any) -> str:
         return f"{traced}{value.dtype}{list(value.shape)}" if value.shape or traced else f"{value} ({value.dtype})"
     if callable(value) and hasattr(value, "__name__"):
         return f"the function `{value.__name__}`"
-    if type(value) is int and _is_suspect(value):
+    if isinstance(value, int) and value.bit_length() > 127:
         return f"an integer of {value.bit_length()} bits"
     try:
         return " ".join(reprlib.repr(value).split())

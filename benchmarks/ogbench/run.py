@@ -30,7 +30,7 @@ from tqdm import tqdm
 from shortcutrl import data
 from shortcutrl.evaluate import EnvPool, Evaluation, evaluate, keyed
 from shortcutrl.runs import Run
-from shortcutrl.suites import ogbench
+from shortcutrl.suites import Task, ogbench
 
 CONTRACT = ("Config", "OPTIMIZERS", "networks", "init", "update", "actor")
 
@@ -166,7 +166,7 @@ def finished(args: Args) -> set[tuple[str, str, int]]:
     return {(row["method"], row["task"], row["seed"]) for row in map(json.loads, lines)}
 
 
-def agents(args: Args, method: str, task: ogbench.Task, name: str, pool: EnvPool, end: float) -> None:
+def agents(args: Args, method: str, task: Task, name: str, pool: EnvPool, end: float) -> None:
     """Train and evaluate the seeds of one method on one task that are missing."""
     module, label = load(method), Path(method).stem + args.label
     config, chosen = configure(args, module, method, name), options(args.act, method, "act")

@@ -58,7 +58,7 @@ def read(files: tuple[Path, ...]) -> Scores:
 
 def iqm(scores: np.ndarray) -> float:
     """The mean of the middle half: robust against outliers, and efficient with few runs."""
-    return float(trim_mean(scores, 0.25, axis=None))
+    return float(trim_mean(np.ravel(scores), 0.25))
 
 
 def interval(

@@ -240,8 +240,8 @@ def draw(key: PRNGKeyArray, batch: Transition, *, config: Config, jumps_key: PRN
         ```
     """
     own_key, noise_key, flow_key, consistency_key = jax.random.split(key, 4)
-    jumps_key = own_key if jumps_key is None else jumps_key
-    td_k, q_k = 2 ** jax.random.randint(jumps_key, (2,), 0, int(config.max_jumps).bit_length())
+    k_key = own_key if jumps_key is None else jumps_key
+    td_k, q_k = 2 ** jax.random.randint(k_key, (2,), 0, int(config.max_jumps).bit_length())
     td_noise, q_noise, flow_noise, noise = jax.random.normal(noise_key, (4, *batch.action.shape), batch.action.dtype)
     flow_t, _ = draw_flow_matching(flow_key, num_steps=config.num_steps, shape=batch.reward.shape)
     num_steps = max(config.num_steps, 2)  # not used if M = 1
