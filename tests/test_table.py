@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from running import ENV, finish, start
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "ogbench"
 
@@ -91,3 +92,20 @@ def test_the_figure_is_drawn(table, file, tmp_path):
     scores = table.read((file,))
     table.draw(scores, table.rows(scores, 10), tmp_path / "table.png")
     assert (tmp_path / "table.png").stat().st_size > 5000
+
+
+# ------------------------------------------------------------------------- the agents that it is made of
+
+
+@pytest.mark.slow
+def test_agents_are_trained_and_evaluated_once(home, tmp_path):
+    options = ["--methods", "bc", "ifql", "--tasks", ENV, "--seeds", "2", "--set", "ifql.num_candidates=2"]
+    sizes = ["--updates", "2", "--updates-per-checkpoint", "1", "--width", "8", "--depth", "1"]
+    small = ["--data-episodes", "1", "--episodes", "1", "--processes", "1"]
+    for said in ("bc on", ""):
+        printed = finish(start(home, FOLDER / "run.py", *options, *sizes, *small, "--out", tmp_path))
+        assert said in printed
+        rows = [json.loads(row) for row in (tmp_path / "agents.jsonl").read_text().splitlines()]
+        assert [(row["method"], row["seed"]) for row in rows] == [("bc", 0), ("bc", 1), ("ifql", 0), ("ifql", 1)]
+    assert rows[2]["config"]["num_candidates"] == 2
+    assert {"sha256", "commit", "jax", "device", "seconds", "success"} <= rows[0].keys()

@@ -103,7 +103,7 @@ def configure(args: Args, module: ModuleType, method: str, task: str) -> Any:
 
 def train(args: Args, module: ModuleType, config: Any, dataset: data.Dataset, seeds: list[int], run: Run, end: float):
     """The state of the agents after the last update, or None if the time was up; with a leading axis if several."""
-    sampling = {"n_step": args.n_step, "discount": config.discount}
+    sampling = {"n_step": args.n_step, "discount": getattr(config, "discount", 0.99)}
     example = data.sample(dataset, jax.random.key(0), batch_size=1, **sampling)
     share_jumps = "jumps_key" in inspect.signature(module.update).parameters
 
