@@ -25,10 +25,14 @@ class Carried(eqx.Module):
     arrays: list[Array | None]
     static: Any = eqx.field(static=True)
 
-    def __call__(self, *args, **kwargs):
+    def unwrap(self) -> Any:
+        """The network in the form in which the user made it."""
         leaves, structure = self.static
         merged = [leaf if array is None else array for array, leaf in zip(self.arrays, leaves, strict=True)]
-        return jax.tree.unflatten(structure, merged)(*args, **kwargs)
+        return jax.tree.unflatten(structure, merged)
+
+    def __call__(self, *args, **kwargs):
+        return self.unwrap()(*args, **kwargs)
 
 
 def as_carried(name: str, network: Any) -> Any:

@@ -404,6 +404,8 @@ def test_networks_of_equinox_with_frozen_parts(module):
         state, info = step(state, transitions(seed), key=jax.random.key(seed))
     assert_finite((state, info))
     assert step._cache_size() == 1
+    for name, network in zip(module.Networks._fields, mine, strict=True):
+        assert jax.tree.structure(getattr(state, name).unwrap()) == jax.tree.structure(network)
     attention = len(jax.tree.leaves(eqx.filter(mine[0].attention, eqx.is_array)))
     for name in (frozen, *others):
         before, after = (jax.tree.leaves(getattr(each, name)) for each in (first, state))

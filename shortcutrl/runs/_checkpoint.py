@@ -28,7 +28,8 @@ def load_checkpoint(folder: str | os.PathLike[str], state: Any) -> Any:
 
     - `folder`: of a [`Run`][shortcutrl.runs.Run].
     - `state`: a pytree with the structure, shapes and dtypes of what was saved; its values are not used. Parts that are
-      `None` are not loaded. Leaves that are neither arrays nor numbers, such as activation functions, are kept.
+      `None` are not loaded. Leaves that are neither arrays nor numbers, such as activation functions, are kept. Make
+      the state of an algorithm by its `init`.
 
     **Returns:** a pytree like `state` with the saved values, on the devices of `state`.
 
