@@ -152,19 +152,20 @@ def test_help_shows_the_defaults_of_the_preset(home):
 
 
 @pytest.mark.slow
-def test_evaluate(home, trained_run):
-    args = ["evaluate.py", trained_run, "--k", "1", "3", "--n", "1", "2", "--episodes", "1"]
-    before = read_rows(trained_run, "table")
+def test_evaluate(home, trained_run, tmp_path):
+    run = shutil.copytree(trained_run, tmp_path / "run")  # to which rows are added
+    args = ["evaluate.py", run, "--k", "1", "3", "--n", "1", "2", "--episodes", "1"]
+    before = read_rows(run, "table")
     said = finish(start(home, *args))
-    assert f"{trained_run}: k = 3, n = 2: " in said
-    rows = read_rows(trained_run, "table")[len(before) :]
+    assert f"{run}: k = 3, n = 2: " in said
+    rows = read_rows(run, "table")[len(before) :]
     assert [(row["k"], row["n"]) for row in rows] == [(1, 1), (3, 1), (1, 2), (3, 2)]
     (same,) = [row for row in before if (row["k"], row["n"]) == (1, 1)]
     assert {name: rows[0][name] for name in same} == same  # the checkpoint acts like the run did
     assert all(row["milliseconds"] > 0 for row in rows)
 
     assert finish(start(home, *args)) == said  # from the table
-    assert read_rows(trained_run, "table") == before + rows
+    assert read_rows(run, "table") == before + rows
 
 
 def test_test_time_scaling(home, tmp_path):

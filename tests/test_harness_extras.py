@@ -125,7 +125,7 @@ GOOD = {
     "pool": {"None"},
     "seed": COUNTS | {"zero", "a large integer"},
     "success_key": TEXTS | {"None"},
-    "processes": COUNTS | {"zero", "None"},
+    "processes": COUNTS | LARGE | {"zero", "None"},
     "every": COUNTS | LARGE,
     "step": COUNTS | {"a large integer"},
     **for_each(["settings", "values", "row"], {"a dictionary"}),

@@ -55,7 +55,8 @@ def append_row(folder: str | os.PathLike[str], name: str, row: dict[Any, Any]) -
 
     **Returns:** nothing.
 
-    **Raises:** `ValueError` or `TypeError` for another name, or for values that JSON cannot keep.
+    **Raises:** `ValueError` or `TypeError` for a folder that does not exist, for another name, or for values that JSON
+    cannot keep.
 
     !!! Example
 
@@ -70,6 +71,8 @@ def append_row(folder: str | os.PathLike[str], name: str, row: dict[Any, Any]) -
         ```
     """
     path, line = table_path(folder, name), as_json("row", row).encode()
+    if not path.parent.is_dir():
+        raise ValueError(f"`folder` must be the folder of a run, but {path.parent} does not exist. Make a `Run` first.")
     with path.open("a+b") as file:
         cut = file.seek(0, 2) > 0 and file.seek(-1, 2) >= 0 and file.read(1) != b"\n"
         file.write(b"\n" * cut + line + b"\n")
