@@ -74,13 +74,12 @@ def load(name: str, *, rescale: bool = True) -> Task:
     dataset = dataset._replace(episode_end=jnp.asarray(columns["truncations"]))
     changes = rescale and not (np.all(space.low == -1) and np.all(space.high == 1))
     scale = ActionScale(space.low, space.high) if changes else None
-    return Task(dataset, partial(make_env if scale is None else _make_scaled, name), _folder() / name, scale)
+    make = partial(make_env, name) if scale is None else partial(_make_scaled, name, scale)
+    return Task(dataset, make, _folder() / name, scale)
 
 
-def _make_scaled(name: str, **options: Any) -> gymnasium.Env:
-    env = make_env(name, **options)
-    space = _open(name).action_space
-    return ScaledActions(env, ActionScale(space.low, space.high))
+def _make_scaled(name: str, scale: ActionScale, **options: Any) -> gymnasium.Env:
+    return ScaledActions(make_env(name, **options), scale)
 
 
 @typed
