@@ -3,7 +3,6 @@
 Values are checked where they are known: Python numbers and concrete arrays. A traced value is not known yet.
 """
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,8 +35,8 @@ def as_size(name: str, value: Any, minimum: int = 1, maximum: float = float("inf
     """An integer from `minimum` to `maximum`, NumPy's included, as a Python integer."""
     integer = isinstance(value, int | np.integer) and not isinstance(value, bool | np.timedelta64)
     if not integer or not minimum <= value <= maximum:
-        span = f"of at least {minimum}" + (f" and at most {maximum}" if maximum < float("inf") else "")
-        raise ValueError(f"`{name}` must be an integer {span}, got {show(value)}.")
+        bound = f"at most {maximum}" if integer and value > maximum else f"at least {minimum}"
+        raise ValueError(f"`{name}` must be an integer of {bound}, got {show(value)}.")
     return int(value)
 
 
@@ -47,14 +46,6 @@ MAX_COUNT = 2**12
 def as_count(name: str, value: Any) -> int:
     """A number of jumps, levels or candidates. A larger one is a mistake, for which the function would not end."""
     return as_size(name, value, maximum=MAX_COUNT)
-
-
-def as_shape(name: str, value: Any) -> tuple[int, ...]:
-    """The shape of an array that fits into memory."""
-    shape = tuple(as_size(name, size, 0) for size in value)
-    if math.prod(shape) > 2**31:
-        raise ValueError(f"`{name}` must have at most 2**31 elements, got {show(value)}.")
-    return shape
 
 
 def as_power_of_two(name: str, value: Any) -> int:
@@ -143,14 +134,6 @@ def as_rows(name: str, value: Array | np.ndarray, rows: int) -> Array:
     return jnp.asarray(value)
 
 
-def check_one_of(name: str, value: Any, allowed: list[int]) -> None:
-    number = isinstance(value, jax.Array | np.ndarray | np.integer | int) and not isinstance(value, bool)
-    scalar = number and is_real(value) and jnp.shape(value) == ()
-    integer = scalar and jnp.issubdtype(jnp.result_type(value), jnp.integer)
-    if not integer or ((known := _known(value)) is not None and known not in allowed):
-        raise ValueError(f"`{name}` must be one of {', '.join(map(str, allowed))}, got {show(value)}.")
-
-
 def as_scalar(name: str, value: Any, dtype: Any) -> Array:
     """A number of a transition, in `dtype`."""
     if not isinstance(value, jax.Array | np.ndarray | np.generic | float | int) or jnp.shape(value) != ():
@@ -161,16 +144,6 @@ def as_scalar(name: str, value: Any, dtype: Any) -> Array:
     if not is_real(value):
         raise TypeError(f"`{name}` must be a real number, got {show(value)}.")
     return jnp.asarray(value, dtype)
-
-
-def as_action(name: str, value: Any) -> Array:
-    """An action of a transition: one float array of shape `(action,)`."""
-    array = isinstance(value, jax.Array | np.ndarray) and is_real(value)
-    if not array or not jnp.issubdtype(value.dtype, jnp.floating):
-        raise TypeError(f"`{name}` must be a float array, got {show(value)}. Convert it.")
-    if value.ndim != 1:
-        raise TypeError(f"`{name}` must have shape (action,), got {value.shape}. For a batch, use `jax.vmap`.")
-    return jnp.asarray(value)
 
 
 def _named_leaves(name: str, tree: Any) -> Iterator[tuple[str, Any]]:

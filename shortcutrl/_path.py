@@ -1,11 +1,14 @@
 """The straight path from noise to action, and the draws of where along it the losses look."""
 
+import math
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from shortcutrl import _checks
-from shortcutrl._typed import typed
+from shortcutrl._typed import show, typed
 from shortcutrl._types import Action, ActionLike, Integer, ScalarLike
 
 
@@ -67,7 +70,7 @@ def draw_flow_matching(
 
     Source: SORL ([arXiv 2505.22866](https://arxiv.org/abs/2505.22866)).
     """
-    shape = _checks.as_shape("shape", shape)
+    shape = _as_shape("shape", shape)
     h = jnp.full(shape, 1 / _checks.as_power_of_two("num_steps", num_steps), jnp.float32)
     return _draw_start(key, h), h
 
@@ -102,7 +105,7 @@ def draw_self_consistency(
 
     Source: shortcut models ([arXiv 2410.12557](https://arxiv.org/abs/2410.12557)).
     """
-    shape, num_steps = _checks.as_shape("shape", shape), _checks.as_power_of_two("num_steps", num_steps)
+    shape, num_steps = _as_shape("shape", shape), _checks.as_power_of_two("num_steps", num_steps)
     if num_steps == 1:
         raise ValueError("`num_steps` must be at least 2, got 1: the only jump has no trained half.")
     step_key, start_key = jax.random.split(key)
@@ -114,3 +117,11 @@ def draw_self_consistency(
 def _draw_start(key: PRNGKeyArray, h: Array) -> Array:
     """A start for a jump of size `h`, where rollouts by that size pass."""
     return h * jnp.floor(jax.random.uniform(key, h.shape, h.dtype) / h)
+
+
+def _as_shape(name: str, value: Any) -> tuple[int, ...]:
+    """The shape of an array that fits into memory."""
+    shape = tuple(_checks.as_size(name, size, 0) for size in value)
+    if math.prod(shape) > 2**31:
+        raise ValueError(f"`{name}` must have at most 2**31 elements, got {show(value)}.")
+    return shape

@@ -204,7 +204,7 @@ def at_drawn(loss: Callable[[Any, int], tuple[Scalar, Scalar]], network: Any, na
     intermediate values of every branch. The terms beside the loss have no gradient.
     """
     allowed = [2**i for i in range(int(max_jumps).bit_length())]
-    _checks.check_one_of(name, k, allowed)
+    _check_one_of(name, k, allowed)
     if not isinstance(k, Tracer):
         result, terms = loss(network, int(k))
         return result, jax.lax.stop_gradient(terms)  # as in the switch
@@ -222,3 +222,11 @@ def at_drawn(loss: Callable[[Any, int], tuple[Scalar, Scalar]], network: Any, na
 
     switch.defvjp(lambda params: jax.lax.switch(index, gradients, params), backward)
     return switch(params)
+
+
+def _check_one_of(name: str, value: Any, allowed: list[int]) -> None:
+    number = isinstance(value, jax.Array | np.ndarray | np.integer | int) and not isinstance(value, bool)
+    scalar = number and _checks.is_real(value) and jnp.shape(value) == ()
+    integer = scalar and jnp.issubdtype(jnp.result_type(value), jnp.integer)
+    if not integer or not (isinstance(value, Tracer) or int(value) in allowed):
+        raise ValueError(f"`{name}` must be one of {', '.join(map(str, allowed))}, got {show(value)}.")

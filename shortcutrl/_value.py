@@ -1,13 +1,15 @@
 """Learning Q and V: targets and losses."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
 
 from shortcutrl import _checks
 from shortcutrl._call import action_of, ensemble_of, q_of, value_of
-from shortcutrl._typed import typed
+from shortcutrl._typed import show, typed
 from shortcutrl._types import Actor, Aggregate, Critic, Noise, Obs, Scalar, ScalarLike, Transition, Value
 
 
@@ -137,7 +139,7 @@ def critic_loss(critic: Critic, transition: Transition, target: ScalarLike) -> t
 
     Source: fitted Q evaluation, as in SORL ([arXiv 2505.22866](https://arxiv.org/abs/2505.22866)).
     """
-    action = _checks.as_action("transition.action", transition.action)
+    action = _as_action("transition.action", transition.action)
     q = ensemble_of("critic", critic, transition.obs, action)
     target = jax.lax.stop_gradient(jnp.asarray(target, q.dtype))
     mean_q = jnp.mean(q)
@@ -225,3 +227,13 @@ def expectile_loss(value: Value, obs: Obs, q: ScalarLike, *, expectile: ScalarLi
     difference = jax.lax.stop_gradient(jnp.asarray(q, v.dtype)) - v
     weight = jnp.abs(jnp.asarray(expectile, v.dtype) - (difference < 0))
     return weight * jnp.square(difference)
+
+
+def _as_action(name: str, value: Any) -> Array:
+    """An action of a transition: one float array of shape `(action,)`."""
+    array = isinstance(value, jax.Array | np.ndarray) and _checks.is_real(value)
+    if not array or not jnp.issubdtype(value.dtype, jnp.floating):
+        raise TypeError(f"`{name}` must be a float array, got {show(value)}. Convert it.")
+    if value.ndim != 1:
+        raise TypeError(f"`{name}` must have shape (action,), got {value.shape}. For a batch, use `jax.vmap`.")
+    return jnp.asarray(value)

@@ -393,7 +393,7 @@ POOL = here()
         (lambda: ChunkedActions(None, 2), TypeError, "`env` must be an `Env`, got None"),
         (lambda: ChunkedActions(Echo(), 0), ValueError, "`length` must be an integer of at least 1, got 0"),
         (lambda: ChunkedActions(Echo(), 2.0), TypeError, "`length` must be an integer, got 2.0"),
-        (lambda: ChunkedActions(Echo(), 10**9), ValueError, "`length` must be at most 10,000"),
+        (lambda: ChunkedActions(Echo(), 10**9), ValueError, "`length` must be an integer of at most 10000"),
         (lambda: ChunkedActions(Echo(), 3).step(np.zeros(2)), ValueError, r"`action` must be an array of shape \(6,\)"),
         (
             lambda: ScaledActions(Echo(), None),

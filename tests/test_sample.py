@@ -348,7 +348,7 @@ SAMPLE = {"dataset": DATASET, "key": KEY, "batch_size": 2, "discount": 0.9}
 PLAIN = data.Dataset(*(jnp.ones((4, 3)), jnp.ones((4, 2)), jnp.ones(4), jnp.ones(4), jnp.arange(4) == 3))
 BAD = {
     "a batch of nothing": ({"batch_size": 0}, ValueError, "`batch_size` must be an integer of at least 1, got 0"),
-    "a batch of too much": ({"batch_size": 10**12}, ValueError, "`batch_size` must be at most 1048576"),
+    "a batch of too much": ({"batch_size": 10**12}, ValueError, "`batch_size` must be an integer of at most 1048576"),
     "half a batch": ({"batch_size": 1.5}, TypeError, "`batch_size` must be an integer, got 1.5"),
     "no step": ({"n_step": 0}, ValueError, "`n_step` must be an integer of at least 1, got 0"),
     "a true step": ({"n_step": True}, TypeError, "`n_step` must be an integer, got True"),

@@ -84,10 +84,8 @@ def sample(
 
     Source of chunks: Q-chunking ([arXiv 2507.07969](https://arxiv.org/abs/2507.07969)).
     """
-    batch_size = as_size("batch_size", batch_size)
+    batch_size = as_size("batch_size", batch_size, maximum=MAX_BATCH)
     n_step, chunk, frame_stack = as_size("n_step", n_step), as_size("chunk", chunk), as_size("frame_stack", frame_stack)
-    if batch_size > MAX_BATCH:
-        raise ValueError(f"`batch_size` must be at most {MAX_BATCH}, got {batch_size}. Draw several batches.")
     if discount is not None:
         check_range("discount", discount, 0, 1)
     elif n_step * chunk > 1:

@@ -38,9 +38,7 @@ class ChunkedActions(gymnasium.Wrapper):
     @typed
     def __init__(self, env: gymnasium.Env, length: Integer):
         super().__init__(env)
-        self.length: int = as_size("length", length)
-        if self.length > MAX_LENGTH:
-            raise ValueError(f"`length` must be at most {MAX_LENGTH:,}, got {length}.")
+        self.length: int = as_size("length", length, maximum=MAX_LENGTH)
         space = check_actions("env", env.action_space)
         if len(space.shape) != 1:
             raise ValueError(f"`env` must have a flat Box as its action space, got {space}. Flatten it in a wrapper.")

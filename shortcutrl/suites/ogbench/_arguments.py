@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from shortcutrl._checks import as_size
 from shortcutrl._typed import show
 
 MAX_COUNT = 1_000_000
@@ -21,14 +20,6 @@ def as_path(name: str, value: Any) -> Path:
     if "\0" in str(path):
         raise ValueError(f"`{name}` must be a path, got {show(value)}. Remove its null characters.")
     return path
-
-
-def as_count(name: str, value: Any, minimum: int, maximum: int) -> int:
-    """An integer between two bounds, as a Python integer."""
-    size = as_size(name, value, minimum)
-    if size > maximum:
-        raise ValueError(f"`{name}` must be an integer of at most {maximum}, got {show(size)}.")
-    return size
 
 
 def make_folder(name: str, folder: Path) -> Path:

@@ -16,7 +16,7 @@ from shortcutrl._checks import as_size
 from shortcutrl._processes import SPAWN, check_main_guard, cores, interrupts_ignored
 from shortcutrl._typed import typed
 from shortcutrl._types import Integer
-from shortcutrl.suites.ogbench._arguments import MAX_COUNT, MAX_SEED, as_count, as_path, make_folder
+from shortcutrl.suites.ogbench._arguments import MAX_COUNT, MAX_SEED, as_path, make_folder
 from shortcutrl.suites.ogbench._names import either, quote, similar
 from shortcutrl.suites.ogbench._oracles import RECIPES, Behaviour, make_behaviour, record
 from shortcutrl.suites.ogbench._store import is_complete, locked, open_parts, remove_parts, save_as, write
@@ -95,9 +95,9 @@ def generate(
     if path.suffix != ".npz":
         raise ValueError(f"`path` must end in .npz, got {quote(str(path))}.")
     published = RECIPES[dataset]
-    episodes = as_count("episodes", published.episodes if episodes is None else episodes, 1, MAX_COUNT)
-    steps = as_count("episode_steps", published.episode_steps if episode_steps is None else episode_steps, 2, MAX_COUNT)
-    seed = as_count("seed", seed, 0, MAX_SEED)
+    episodes = as_size("episodes", published.episodes if episodes is None else episodes, 1, MAX_COUNT)
+    steps = as_size("episode_steps", published.episode_steps if episode_steps is None else episode_steps, 2, MAX_COUNT)
+    seed = as_size("seed", seed, 0, MAX_SEED)
     processes = min(cores(), cores() if processes is None else as_size("processes", processes))
     check_main_guard()
     make_folder("path", path.parent)

@@ -18,7 +18,7 @@ from shortcutrl._types import Integer
 from shortcutrl.data import Dataset, from_arrays
 from shortcutrl.data._arrays import as_flags, as_float32, check_rows
 from shortcutrl.suites._task import Task
-from shortcutrl.suites.ogbench._arguments import MAX_COUNT, MAX_SEED, as_count, as_path, can_write, make_folder
+from shortcutrl.suites.ogbench._arguments import MAX_COUNT, MAX_SEED, as_path, can_write, make_folder
 from shortcutrl.suites.ogbench._download import download, reachable, url_of
 from shortcutrl.suites.ogbench._generate import generate
 from shortcutrl.suites.ogbench._names import split
@@ -78,10 +78,10 @@ def load(
     """
     env_name, dataset_name = split(name)
     if episodes is not None:
-        episodes = as_count("episodes", episodes, 1, MAX_COUNT)
+        episodes = as_size("episodes", episodes, maximum=MAX_COUNT)
     if processes is not None:
         processes = as_size("processes", processes)
-    seed = as_count("seed", seed, 0, MAX_SEED)
+    seed = as_size("seed", seed, 0, MAX_SEED)
     if folder is None:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "shortcutrl"
     path = _find(dataset_name, as_path("folder", folder), episodes, seed, processes, progress)
@@ -125,7 +125,7 @@ def make_env(name: str, **options: Any) -> gymnasium.Env:
     sizes = {size: 2**14 for size in ("width", "height") if size in options}
     if options.get("max_episode_steps") is not None:
         sizes["max_episode_steps"] = MAX_COUNT
-    options |= {size: as_count(size, options[size], 1, maximum) for size, maximum in sizes.items()}
+    options |= {size: as_size(size, options[size], 1, maximum) for size, maximum in sizes.items()}
     mode = options.get("render_mode")
     if mode is not None and not (isinstance(mode, str) and mode in _RENDER_MODES):
         raise ValueError(f"`render_mode` must be one of {', '.join(_RENDER_MODES)}, got {show(mode)}.")
