@@ -72,26 +72,30 @@ _ONE_INPUT = (
 )
 
 
-def call(name: str, function: Callable[..., Any], *args: Any) -> Any:
-    """`function(*args)`, or an error that says why it cannot be called so."""
+_ORDER = "Check the order in which you pass functions, and bind options of your own by `functools.partial`."
+
+
+def call(name: str, function: Callable[..., Any], *args: Any, remedy: str = _ORDER, **keywords: Any) -> Any:
+    """`function(*args, **keywords)`, or an error that says why it cannot be called so."""
     if isinstance(function, type):
         raise TypeError(f"`{name}` must be a function, got the class `{function.__name__}`. Pass an instance of it.")
     try:
-        return function(*args)
+        return function(*args, **keywords)
     except TypeError as error:
-        keywords: dict[str, Any] = {}
-        while isinstance(function, partial | eqx.Partial):
-            args, keywords = (*function.args, *args), {**function.keywords, **keywords}
-            function = function.func
         try:
-            inspect.signature(function).bind(*args, **keywords)
+            inspect.signature(_with_signature(function)).bind(*args, **keywords)
         except (TypeError, ValueError) as mismatch:
+            given = "1 positional argument" if len(args) == 1 else f"{len(args)} positional arguments"
             named = "".join(f" and `{keyword}`" for keyword in keywords)
-            raise TypeError(
-                f"`{name}` cannot be called with {len(args)} positional arguments{named} ({mismatch}). Check the order "
-                "in which you pass functions, and bind options of your own by `functools.partial`."
-            ) from error
+            raise TypeError(f"`{name}` cannot be called with {given}{named} ({mismatch}). {remedy}") from error
         raise
+
+
+def _with_signature(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same with `functools.partial` for Equinox's, which says nothing of its signature."""
+    if isinstance(function, partial | eqx.Partial):
+        return partial(_with_signature(function.func), *function.args, **function.keywords)
+    return function
 
 
 def _as_floats(name: str, value: Any, shape: tuple[int, ...] | None = None, remedy: str = _ONE_INPUT) -> Array:

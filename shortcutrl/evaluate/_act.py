@@ -1,7 +1,6 @@
 """Functions that act: from actors, and compiled for batches of observations."""
 
 import functools
-import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
+from shortcutrl._call import call
 from shortcutrl._checks import as_size
 from shortcutrl._typed import show, typed
 from shortcutrl._types import Actor, Obs
@@ -42,7 +42,7 @@ class _DrawNoise(eqx.Module):
 
     @typed
     def __call__(self, actor: Actor, obs: Obs, *, key: PRNGKeyArray) -> Any:
-        return _call("`actor` cannot be called as `actor(obs, noise)`", actor, obs, jax.random.normal(key, self.shape))
+        return call("actor", actor, obs, jax.random.normal(key, self.shape), remedy="Pass an actor(obs, noise).")
 
 
 @typed
@@ -117,45 +117,18 @@ def _same(last: Any, current: Any) -> bool:
         return False
 
 
+_ACTOR = "If it is an actor, pass `keyed(actor, shape)`."
+
+
 def _program(static: Any, action_shape: tuple[int, ...]) -> Callable[..., Array]:
     def one(act, seed, step, obs):
         key = jax.random.fold_in(jax.random.key(seed), step)
-        return _as_action(_call(_NOT_ACT, act, obs, key=key), action_shape)
+        return _as_action(call("act", act, obs, key=key, remedy=_ACTOR), action_shape)
 
     def many(arrays, seeds, steps, obs):
         return jax.vmap(functools.partial(one, eqx.combine(arrays, static)))(seeds, steps, obs)
 
     return jax.jit(many)
-
-
-_NOT_ACT = "`act` cannot be called as `act(obs, key=key)`. If it is an actor, pass `keyed(actor, shape)`"
-
-
-def _call(mismatch: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call the user's `function`. Say so if it does not take these arguments."""
-    try:
-        return function(*args, **kwargs)
-    except TypeError as error:
-        if (reason := _refusal(function, args, kwargs, error)) is None:
-            raise
-        raise TypeError(f"{mismatch}: {reason}") from error
-
-
-def _refusal(function: Callable[..., Any], args: Any, kwargs: Any, error: TypeError) -> TypeError | None:
-    """Why `function` does not take the arguments; `None` if the error is from inside it."""
-    try:
-        inspect.signature(_unwrapped(function)).bind(*args, **kwargs)
-    except TypeError as reason:
-        return reason
-    except ValueError:  # a builtin without a signature
-        return error
-    direct = error.__traceback__ is None or error.__traceback__.tb_next is None
-    return error if direct else None
-
-
-def _unwrapped(act: Callable[..., Any]) -> Callable[..., Any]:
-    """`act` in a form whose signature is known."""
-    return functools.partial(_unwrapped(act.func), *act.args, **act.keywords) if isinstance(act, eqx.Partial) else act
 
 
 def _as_action(action: Any, shape: tuple[int, ...]) -> Array:
