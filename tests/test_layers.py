@@ -1,4 +1,4 @@
-"""The floors of the library: a file imports only from lower floors, and importing it brings in nothing heavy."""
+"""The layers of the library: a file imports only from lower layers, and importing it brings in nothing heavy."""
 
 import ast
 import graphlib
@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "shortcutrl"
 
-FLOORS = [
+LAYERS = [
     {"_types", "_typed", "_processes"},
     {"_checks"},
     {"_call"},
@@ -21,9 +21,9 @@ FLOORS = [
     {"_training"},
     {"algorithms"},
 ]
-BASE = set().union(*FLOORS[:3])
+BASE = set().union(*LAYERS[:3])
 BESIDE = {"nn": set(), "data": set(), "suites": {"data", "evaluate"}, "evaluate": {"data"}, "runs": set()}
-"""These stand on the base beside the floors, and use each other as listed. Of them only algorithms use `nn`."""
+"""These stand on the base beside the layers, and use each other as listed. Of them only algorithms use `nn`."""
 
 WITH_OPTAX = {"_training", "algorithms"}
 WITH_EXTRAS = {"suites", "evaluate", "runs"}
@@ -38,11 +38,11 @@ HEAVY = {"ogbench", "gymnasium", "minari", "mujoco", "matplotlib", "tqdm", "tens
 def allowed(module):
     """The modules of the package that `module` may import."""
     if module == "__init__":
-        return set(BESIDE).union(*FLOORS)
+        return set(BESIDE).union(*LAYERS)
     if module in BESIDE:
         return BASE | {module} | BESIDE[module]
-    floor = next(i for i, modules in enumerate(FLOORS) if module in modules)
-    return set().union(*FLOORS[:floor], {"nn"} if module == "algorithms" else set())
+    layer = next(i for i, modules in enumerate(LAYERS) if module in modules)
+    return set().union(*LAYERS[:layer], {"nn"} if module == "algorithms" else set())
 
 
 def imports(source):
@@ -78,9 +78,9 @@ def test_imports_go_down(file):
     assert list(violations(module, (PACKAGE / file).read_text())) == []
 
 
-def test_every_floor_is_there():
+def test_every_layer_is_there():
     there = {file.parts[0].removesuffix(".py") for file in files}
-    assert there == {"__init__", *BESIDE}.union(*FLOORS)
+    assert there == {"__init__", *BESIDE}.union(*LAYERS)
 
 
 @pytest.mark.parametrize(
