@@ -7,13 +7,15 @@ import importlib
 import inspect
 import json
 import shutil
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from running import ENV, EXAMPLES, TRAIN, finish, start
 
-from shortcutrl import data, sorl
+from shortcutrl import data, rollout_k, sorl
 from shortcutrl.runs import Run, load_settings, read_rows
 
 FILES = sorted(EXAMPLES.glob("*.py"))
@@ -75,6 +77,15 @@ def test_two_dimensions(home, tmp_path):
     args = ["--out", tmp_path / "2d.png", "--samples", "8", "--updates", "3"]
     assert "more jumps" in finish(start(home, "two_dimensions.py", *args))
     assert is_picture(tmp_path / "2d.png")
+
+
+@pytest.mark.slow
+def test_wasserstein(home, tmp_path):
+    args = ["--out", tmp_path / "w.png", "--num-steps", "2", "--samples", "20", "--updates", "2", "--seeds", "1"]
+    finish(start(home, "wasserstein.py", *args))
+    assert is_picture(tmp_path / "w.png")
+    rows = list(csv.DictReader((tmp_path / "w.csv").read_text().splitlines()))
+    assert [(row["M"], row["k"]) for row in rows] == [("2", "1"), ("2", "2")]
 
 
 # ------------------------------------------------------------------- sorl.py
@@ -196,12 +207,41 @@ def test_other_settings_are_refused(home, trained_run):
 
 
 def test_jumps(home, trained_run):
-    header, *rows = finish(start(home, "jumps.py", trained_run, "--states", "64")).splitlines()
-    assert header.split() == ["k", "gap", "distance", "gain", "spread"]
-    assert [row.split()[0] for row in rows] == ["1", "2"]
-    gap, distance, _, spread = map(float, rows[0].split()[1:])
-    assert min(gap, distance, spread) > 0
-    assert rows[-1].split()[1] == "-"
+    said = finish(start(home, "jumps.py", trained_run, "--states", "64", "--visited", "1", "--k", "2")).splitlines()
+    places, headers = said[0::4], said[1::4]
+    assert places == ["64 states of the dataset", "64 states of 1 episodes with k = 2"]
+    assert [header.split() for header in headers] == 2 * [["k", "gap", "distance", "gain", "spread"]]
+    for rows in (said[2:4], said[6:8]):
+        assert [row.split()[0] for row in rows] == ["1", "2"]
+        gap, distance, _, spread = map(float, rows[0].split()[1:])
+        assert min(gap, distance, spread) > 0
+        assert rows[-1].split()[1] == "-"
+    assert said[2:4] != said[6:8]
+
+
+def test_the_nearest_state(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    rng = np.random.default_rng(0)
+    known, obs = rng.normal(size=(50, 3)) * [1, 10, 0.1], rng.normal(size=(20, 3)) * [1, 10, 0.1]
+    scale = known.std(axis=0) + 1e-3
+    expected = np.argmin((((obs[:, None] - known) / scale) ** 2).sum(axis=2), axis=1)
+    got = importlib.import_module("jumps").nearest(jnp.asarray(obs, jnp.float32), jnp.asarray(known, jnp.float32))
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_the_bound_of_the_wasserstein_distance(monkeypatch):
+    """The exact flow ends in the modes; the parts that must vanish do, and `measure` asserts the bound."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    example = importlib.import_module("wasserstein")
+    noise = jax.random.normal(jax.random.key(0), (400, 2))
+    data = jax.jit(jax.vmap(partial(rollout_k, example.exact_velocity, None, k=256)))(noise)
+    to_mode = np.linalg.norm(np.asarray(data)[:, None] - np.asarray(example.MODES), axis=2).min(axis=1)
+    assert np.sqrt(np.mean(to_mode**2)) == pytest.approx(example.STD * np.sqrt(2), rel=0.1)
+    rows = example.measure(example.exact_velocity, 4, noise[:50])
+    assert [row["k"] for row in rows] == [1, 2, 4]
+    assert all(row["flow matching"] == 0 for row in rows)
+    assert rows[-1]["self-consistency"] == 0 < rows[0]["self-consistency"]
+    assert rows[0]["distance"] > rows[-1]["distance"] > 0
 
 
 @pytest.mark.slow
