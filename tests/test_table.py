@@ -5,9 +5,13 @@ import json
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from running import ENV, finish, start
+
+from shortcutrl import Transition
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "ogbench"
 
@@ -109,3 +113,66 @@ def test_agents_are_trained_and_evaluated_once(home, tmp_path):
         assert [(row["method"], row["seed"]) for row in rows] == [("bc", 0), ("bc", 1), ("ifql", 0), ("ifql", 1)]
     assert rows[2]["config"]["num_candidates"] == 2
     assert {"sha256", "commit", "jax", "device", "seconds", "success"} <= rows[0].keys()
+
+
+REPOSITORY = """
+from types import SimpleNamespace
+import jax, jax.numpy as jnp, equinox as eqx
+
+
+class Options(SimpleNamespace):
+    __contains__ = lambda self, name: hasattr(self, name)
+    __setitem__ = lambda self, name, value: setattr(self, name, value)
+
+
+def get_config():
+    return Options(actor_hidden_dims=(), value_hidden_dims=(), alpha=10.0, discount=0.9)
+
+
+class FQLAgent(eqx.Module):
+    mean: jax.Array
+    target: jax.Array
+    options: tuple = eqx.field(static=True)
+
+    @staticmethod
+    def create(seed, obs, action, options):
+        mean = jnp.zeros(action.shape[1:])
+        return FQLAgent(mean, mean, (options.alpha, options.discount, options.actor_hidden_dims))
+
+    def update(self, batch):
+        mean = batch["actions"].mean(axis=0)
+        return FQLAgent(mean, mean, self.options), {"critic/q_mean": batch["rewards"].mean()}
+
+    def sample_actions(self, obs, seed, temperature):
+        return self.mean + 0.01 * temperature * jax.random.normal(seed, self.mean.shape)
+"""
+
+
+def test_agents_of_a_checkout_of_the_fql_repository_fit_the_contract(monkeypatch, tmp_path):
+    spec = importlib.util.spec_from_file_location("fql_repository", FOLDER / "fql_repository.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    config = module.Config(alpha=3.0)
+    batch = Transition(
+        *map(jnp.asarray, (np.ones((4, 3)), np.full((4, 2), 0.5), np.ones(4), np.ones(4), np.ones((4, 3))))
+    )
+    networks = module.networks(batch, width=8, depth=2, key=jax.random.key(0))
+    monkeypatch.setenv("FQL_REPOSITORY", str(tmp_path))
+    with pytest.raises(ValueError, match="`FQL_REPOSITORY` must be the path of a checkout"):
+        module.init(networks, config=config, optimizers=module.OPTIMIZERS)
+    (tmp_path / "agents").mkdir()
+    (tmp_path / "agents" / "fql.py").write_text(REPOSITORY)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    state = module.init(networks, config=config, optimizers=module.OPTIMIZERS)
+    assert state.options == (3.0, 0.99, (8, 8))
+    assert state.mean is not state.target  # run.py donates the state
+    state, info = module.update(state, batch, config=config, optimizers=module.OPTIMIZERS, key=jax.random.key(0))
+    assert info.q == 1
+    act, noise = (
+        module.actor(state, config=config),
+        jax.random.normal(jax.random.key(0), (2, *module.noise_shape(2, config=config))),
+    )
+    actions = jax.vmap(lambda noise: act(jnp.ones(3), noise))(noise)
+    np.testing.assert_allclose(actions, 0.5, atol=0.1)
+    assert (actions[0] != actions[1]).all()
