@@ -14,11 +14,12 @@ with mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 8, 8) as rende
 
 def check_renderer(name: str) -> None:
     """Raise if `name` has images and MuJoCo cannot render here."""
-    if name.startswith("visual-") and (reason := _failure(os.environ.get("MUJOCO_GL", ""))) is not None:
+    backend = os.environ.get("MUJOCO_GL", "")
+    if name.startswith("visual-") and (reason := _failure(backend)) is not None:
         raise OSError(
-            f"{name} needs a renderer, but MuJoCo cannot render on this machine with "
-            f"MUJOCO_GL={os.environ.get('MUJOCO_GL', '')!r} ({reason}). Set MUJOCO_GL=egl before Python starts; on "
-            "Debian it needs `apt install libegl1 libgl1-mesa-dri`. Or MUJOCO_GL=osmesa, with `apt install libosmesa6`."
+            f"{name} needs a renderer, but MuJoCo cannot render with MUJOCO_GL={backend!r}. Set MUJOCO_GL=egl before "
+            "Python starts; on Debian, `apt install libegl1 libgl1-mesa-dri`. Or set MUJOCO_GL=osmesa, after `apt "
+            f"install libosmesa6`. MuJoCo says: {reason}"
         )
 
 
