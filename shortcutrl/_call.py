@@ -16,6 +16,14 @@ from shortcutrl._typed import show
 from shortcutrl._types import Action, Actor, Aggregate, Critic, Noise, Obs, Scalar, Value, Velocity
 
 
+def encoded(name: str, function: Any, obs: Obs) -> Obs:
+    """What `function` makes of the observation by its method `encode`, for several calls; without one, `obs`."""
+    while isinstance(function, partial | eqx.Partial) and not function.args:
+        function = function.func
+    encode = getattr(function, "encode", None)
+    return obs if encode is None else call(f"{name}.encode", encode, obs)
+
+
 def velocity_at(name: str, velocity: Velocity, obs: Obs, x: Action, t: Scalar, h: Scalar) -> Action:
     """The velocity at `x`, in its shape and dtype."""
     return _as_floats(name, call(name, velocity, obs, x, t, h), x.shape).astype(x.dtype)

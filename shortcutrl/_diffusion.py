@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from shortcutrl import _checks
-from shortcutrl._call import like_x, value_of
+from shortcutrl._call import encoded, like_x, value_of
 from shortcutrl._typed import typed
 from shortcutrl._types import Action, ActionLike, Clip, Integer, Obs, Scalar, ScalarLike
 
@@ -240,6 +240,7 @@ def ddpm_sample(
     steps = _checks.as_size("steps", steps)
     noise = _checks.as_rows("noise", noise, steps)
     bounds = _checks.as_clip("clip", clip, noise[0])
+    obs = encoded("denoiser", denoiser, obs)
 
     def step(x, at):
         i, row = at

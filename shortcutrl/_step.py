@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from shortcutrl import _checks
-from shortcutrl._call import velocity_at
+from shortcutrl._call import encoded, velocity_at
 from shortcutrl._typed import typed
 from shortcutrl._types import Action, ActionLike, Clip, Integer, Obs, ScalarLike, Velocity
 
@@ -61,7 +61,8 @@ def rollout_k(
 
     **Arguments:**
 
-    - `velocity`, `obs`: as in [`shortcut_step`][shortcutrl.shortcut_step].
+    - `velocity`, `obs`: as in [`shortcut_step`][shortcutrl.shortcut_step]. If `velocity` has a method `encode(obs)`, it
+      is called once, and each jump gets its result in place of `obs`.
     - `noise`: a draw from the standard normal, shape `(action,)`. Gradients flow through it.
     - `k`: the number of jumps, from 1 to 4096. A shortcut policy is trained for powers of two up to its `num_steps`; a
       flow model takes any number. Static.
@@ -93,6 +94,7 @@ def rollout_k(
     k = _checks.as_count("k", k)
     (noise,) = _checks.as_same_dtype(noise=noise)
     bounds = _checks.as_clip("clip", clip, noise)
+    obs = encoded("velocity", velocity, obs)
 
     def jump(x, t):
         return shortcut_step(velocity, obs, x, t, 1 / k)
@@ -140,6 +142,6 @@ def consistency_gap(velocity: Velocity, obs: Obs, x: ActionLike, t: ScalarLike, 
     """
     (x,) = _checks.as_same_dtype(x=x)
     t, h = _checks.as_times(t, h, x.dtype)
-    half = h / 2
+    obs, half = encoded("velocity", velocity, obs), h / 2
     middle = shortcut_step(velocity, obs, x, t, half)
     return shortcut_step(velocity, obs, x, t, h) - shortcut_step(velocity, obs, middle, t + half, half)

@@ -13,7 +13,7 @@ from jax.core import Tracer
 from jaxtyping import Array
 
 from shortcutrl import _checks, _contract
-from shortcutrl._call import ensemble_of, q_of, value_of
+from shortcutrl._call import encoded, ensemble_of, q_of, value_of
 from shortcutrl._typed import show
 from shortcutrl._types import Aggregate, Integer, Number, Scalar, Transition
 from shortcutrl._value import bellman_target, expectile_loss
@@ -33,6 +33,9 @@ class Carried(eqx.Module):
 
     def __call__(self, *args, **kwargs):
         return self.unwrap()(*args, **kwargs)
+
+    def encode(self, obs: Any) -> Any:
+        return encoded("network", self.unwrap(), obs)
 
 
 def as_carried(name: str, network: Any) -> Any:

@@ -10,8 +10,17 @@ from calls import KEY, act
 from environments import Countdown, Echo
 from harness import COUNTS, FUNCTIONS_OF_ANYTHING, POSITIVE, Call, assert_draws_end_well, for_each, ignore_warnings
 
-from shortcutrl import data
-from shortcutrl.evaluate import ChunkedActions, EnvPool, Evaluation, ScaledActions, evaluate, keyed, record
+from shortcutrl import Transition, data
+from shortcutrl.evaluate import (
+    ChunkedActions,
+    EnvPool,
+    Evaluation,
+    ScaledActions,
+    StackedFrames,
+    evaluate,
+    keyed,
+    record,
+)
 from shortcutrl.runs import Run, append_row, load_checkpoint, load_settings, read_rows
 from shortcutrl.suites import minari, ogbench
 
@@ -23,6 +32,7 @@ FIELDS = {
     **{"action_range": (-1.0, 1.0), "rescale": False},
 }
 DATASET = data.from_arrays(**FIELDS)
+IMAGES = Transition(np.zeros((2, 4, 4, 3), np.uint8), np.ones((2, 1)), np.ones(2), np.ones(2), np.zeros((2, 4, 4, 3)))
 
 
 def still(obs, *, key):
@@ -73,6 +83,7 @@ CALLS = {
         data.sample,
         {"dataset": DATASET, "key": KEY, "batch_size": 2, "n_step": 1, "chunk": 1, "frame_stack": 1, "discount": 0.9},
     ),
+    "random_crop": Call(data.random_crop, {"batch": IMAGES, "key": KEY, "padding": 1, "probability": 0.5}),
     "ActionScale": Call(data.ActionScale, {"low": np.zeros(2), "high": np.ones(2)}),
     "to_unit": Call(data.ActionScale(0.0, 4.0).to_unit, {"action": np.ones(2)}),
     "from_unit": Call(data.ActionScale(0.0, 4.0).from_unit, {"action": np.ones(2)}),
@@ -88,6 +99,7 @@ CALLS = {
     "return_interval": Call(RESULT.return_interval, {"confidence": 0.9}),
     "ChunkedActions": Call(ChunkedActions, {"env": Echo(), "length": 2}),
     "ScaledActions": Call(ScaledActions, {"env": Echo(), "scale": data.ActionScale(0.0, 1.0)}),
+    "StackedFrames": Call(StackedFrames, {"env": Echo(), "frames": 2}),
     "Run": Call(make_run, {"folder": FOLDER / "new", "settings": {"a": 1}, "logger": None}),
     "Run.log": Call(log, {"step": 1, "values": {"a": 1.0}}),
     "append_row": Call(append_row, {"folder": RUN, "name": "table", "row": {"a": 1}}),
@@ -112,7 +124,10 @@ FUNCTIONS = FUNCTIONS_OF_ANYTHING | {"a type", "a velocity", "an actor", "a valu
 GOOD = {
     **for_each(["timeouts", "truncations", "next_observations", "next_obs"], {"None"}),
     "key": {"a key", "an old key"},
-    **for_each(["batch_size", "episodes", "envs_per_process", "length"], COUNTS),
+    **for_each(["batch_size", "episodes", "envs_per_process", "length", "frames", "padding"], COUNTS),
+    "probability": {"zero", "a 0-d array"},
+    **for_each(["reward", "mask"], PARTS | {"a column", "a matrix", "NaNs"}),
+    **for_each(["next_action"], PARTS | {"a column", "a matrix", "NaNs", "None"}),
     **for_each(["n_step", "chunk", "frame_stack"], {"two", "three"}),
     "discount": {"None", "zero"},
     "low": {"zero", "minus one", "minus half", "a 0-d array"},

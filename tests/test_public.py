@@ -49,7 +49,7 @@ def test_the_public_names():
         *("clipped", "noiseless", "bon_select", "best_of_n", "BestOfN"),
         *("Actor", "Critic", "Value", "Velocity", "Denoiser", "ConsistencyModel", "Transition"),
         *("nn.ShortcutPolicy", "nn.FlowPolicy", "nn.OneStepPolicy", "nn.EnsembleCritic", "nn.Value"),
-        *("nn.GaussianPolicy", "nn.DeterministicPolicy", "nn.ResidualDenoiser"),
+        *("nn.GaussianPolicy", "nn.DeterministicPolicy", "nn.ResidualDenoiser", "nn.Impala", "nn.Features"),
     }
 
 

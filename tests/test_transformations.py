@@ -98,13 +98,14 @@ TABLE = {
     "nn.Value": Case(lambda value, *args: value(*args), "value obs", 2),
     "nn.GaussianPolicy": Case(lambda policy, *args: policy(*args), "gaussian obs noise", 3),
     "nn.DeterministicPolicy": Case(lambda policy, *args: policy(*args), "deterministic obs noise", 2),
+    "nn.Impala": Case(lambda encoder, *args: encoder(*args), "encoder image", 1),
 }
 """Functions of diffusion and consistency models are in the tests of their own, as are the other algorithms."""
 
 ELSEWHERE = {
     *("vp_schedule", "diffuse", "denoising_loss", "ddpm_sample", "score_distillation_loss"),
     *("noise_level", "consistency_function", "consistency_loss", "consistency_sample"),
-    *("nn.ResidualDenoiser", "sorl.networks"),
+    *("nn.ResidualDenoiser", "nn.Features", "sorl.networks"),
 }
 
 cases = pytest.mark.parametrize("case", TABLE.values(), ids=TABLE.keys())
@@ -150,6 +151,8 @@ def inputs(case, seed):
         "gaussian": lambda: policy(0, nn.GaussianPolicy),
         "deterministic": lambda: policy(0, nn.DeterministicPolicy),
         "value": lambda: nn.Value(3, **shape, key=keys[0]),
+        "encoder": lambda: nn.Impala((6, 6, 2), channels=(2, 2), width=4, layer_norm=True, key=keys[0]),
+        "image": lambda: jnp.asarray(rng.integers(0, 256, (6, 6, 2)), jnp.uint8),
         "state": lambda: start(sorl, keys[0]),
         "transition": transition,
         "batch": lambda: transitions(seed),

@@ -1,5 +1,6 @@
 """Datasets: arrays checked once, then sampled by index inside `jit`. Independent of any benchmark suite."""
 
+from shortcutrl.data._crop import random_crop as random_crop
 from shortcutrl.data._dataset import Dataset as Dataset
 from shortcutrl.data._dataset import from_arrays as from_arrays
 from shortcutrl.data._sample import sample as sample

@@ -8,5 +8,6 @@ try:
     from shortcutrl.evaluate._statistics import Evaluation as Evaluation
     from shortcutrl.evaluate._wrappers import ChunkedActions as ChunkedActions
     from shortcutrl.evaluate._wrappers import ScaledActions as ScaledActions
+    from shortcutrl.evaluate._wrappers import StackedFrames as StackedFrames
 except ModuleNotFoundError as _error:
     raise ImportError(f"shortcutrl.evaluate needs {_error.name}: pip install 'shortcutrl[ogbench]'") from _error

@@ -1,15 +1,17 @@
-"""Wrappers between a policy's actions and those of an environment."""
+"""Wrappers between a policy and an environment: of actions and of observations."""
 
+from collections import deque
 from typing import Any
 
 import gymnasium
+import jax
 import numpy as np
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Dict, Tuple
 
 from shortcutrl._checks import as_size
 from shortcutrl._typed import show, typed
 from shortcutrl._types import Integer
-from shortcutrl.evaluate._spaces import as_number, as_numbers, check_actions, convert
+from shortcutrl.evaluate._spaces import as_number, as_numbers, check_actions, conform, convert
 
 MAX_LENGTH = 10_000
 
@@ -105,6 +107,67 @@ class ScaledActions(gymnasium.Wrapper):
         if scaled is None or scaled.shape != space.shape or (converted := convert(scaled, space.dtype)) is None:
             raise ValueError(f"`scale.from_unit` must return actions of {space}, got {show(result)}.")
         return converted
+
+
+class StackedFrames(gymnasium.Wrapper):
+    """Observe the last `frames` observations as one, as `data.sample(..., frame_stack=frames)` does.
+
+    They are concatenated on their last axis, oldest first. At the start of an episode the first one is repeated. Each
+    array of a dictionary or tuple is stacked. In [`ChunkedActions`][shortcutrl.evaluate.ChunkedActions], wrap the
+    environment first: frames are those of single steps.
+
+    **Arguments:**
+
+    - `env`: an environment whose observations are arrays with at least one axis, or dictionaries or tuples of them.
+    - `frames`: the number of observations, in [1, 10,000].
+
+    !!! Example
+
+        ```python
+        import gymnasium
+        from shortcutrl.evaluate import StackedFrames
+
+        env = StackedFrames(gymnasium.make("Pendulum-v1"), frames=3)
+        obs, info = env.reset(seed=0)
+        assert obs.shape == (9,) and (obs[:3] == obs[6:]).all()
+        ```
+    """
+
+    @typed
+    def __init__(self, env: gymnasium.Env, frames: Integer):
+        super().__init__(env)
+        self.frames: int = as_size("frames", frames, maximum=MAX_LENGTH)
+        self._single = env.observation_space  # once: an environment of images may render for it
+        self.observation_space = _stacked_space(self._single, self.frames)
+        self._last: deque[Any] = deque(maxlen=self.frames)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        obs, info = self.env.reset(seed=seed, options=options)
+        self._last.extend([self._frame(obs)] * self.frames)
+        return self._stacked(), info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        obs, *rest = self.env.step(action)
+        self._last.append(self._frame(obs))
+        return self._stacked(), *rest
+
+    def _frame(self, obs: Any) -> Any:
+        """A copy: some environments draw into one buffer."""
+        return jax.tree.map(np.copy, conform(self._single, obs))
+
+    def _stacked(self) -> Any:
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=-1), *self._last)
+
+
+def _stacked_space(space: gymnasium.Space, frames: int) -> gymnasium.Space:
+    if isinstance(space, Dict):
+        return Dict({key: _stacked_space(inner, frames) for key, inner in space.items()})
+    if isinstance(space, Tuple):
+        return Tuple([_stacked_space(inner, frames) for inner in space])
+    if not isinstance(space, Box) or len(space.shape) == 0:
+        raise ValueError(f"`env` must have observations with an axis to concatenate on, got {space}. Flatten it first.")
+    low, high = (np.concatenate([bound] * frames, axis=-1) for bound in (space.low, space.high))
+    return Box(low, high, dtype=space.dtype.type)
 
 
 def _as_action(action: Any, space: gymnasium.Space) -> np.ndarray:

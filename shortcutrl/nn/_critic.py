@@ -10,10 +10,10 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from shortcutrl import _checks
 from shortcutrl._typed import typed
 from shortcutrl._types import ActionLike, Encoder, Integer, Obs, ScalarLike
-from shortcutrl.nn._mlp import MLP, as_layer, as_vector, features
+from shortcutrl.nn._mlp import MLP, Encodes, as_layer, as_vector
 
 
-class EnsembleCritic(eqx.Module):
+class EnsembleCritic(Encodes):
     r"""An ensemble of critics $Q_{\phi_1}, \dots, Q_{\phi_n}$: independent MLPs on `[obs, action]`, unbatched.
 
     A [`Critic`][shortcutrl.Critic]. GELU, LayerNorm, Glorot-uniform weights, zero biases. With `width=512, depth=4,
@@ -51,8 +51,6 @@ class EnsembleCritic(eqx.Module):
     """
 
     members: MLP
-    encoder: Encoder
-    obs_size: int = eqx.field(static=True)
     action_size: int = eqx.field(static=True)
     condition_on_k: bool = eqx.field(static=True)
 
@@ -91,7 +89,7 @@ class EnsembleCritic(eqx.Module):
                 else f"`k` must be None for a critic made with `condition_on_k=False`, got {k}."
             )
         action = as_vector("action", action, self.action_size)
-        inputs = [features(self.encoder, obs, self.obs_size), action]
+        inputs = [self.encode(obs).vector, action]
         if k is not None:
             _checks.check_range("k", k, 1, float("inf"))
             inputs.append(jnp.asarray(k, action.dtype)[None])

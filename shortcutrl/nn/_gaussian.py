@@ -8,13 +8,13 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from shortcutrl._typed import typed
 from shortcutrl._types import ActionLike, Encoder, Integer, Noise, Obs
-from shortcutrl.nn._mlp import MLP, as_layer, as_vector, features
+from shortcutrl.nn._mlp import MLP, Encodes, as_layer, as_vector
 
 FINAL_SCALE = 0.01
 """Of the variance of the last layer's initial weights: a new policy acts near zero for every observation."""
 
 
-class GaussianPolicy(eqx.Module):
+class GaussianPolicy(Encodes):
     r"""A Gaussian policy of unit standard deviation, $\mu_\theta(s) + z$: an MLP on `obs`, unbatched.
 
     An [`Actor`][shortcutrl.Actor], whose action is not clipped. Without noise it acts by its mean:
@@ -43,8 +43,6 @@ class GaussianPolicy(eqx.Module):
     """
 
     mlp: MLP
-    encoder: Encoder
-    obs_size: int = eqx.field(static=True)
 
     @typed
     def __init__(
@@ -69,10 +67,10 @@ class GaussianPolicy(eqx.Module):
     @typed
     def __call__(self, obs: Obs, noise: ActionLike) -> Float[Array, " action"]:
         noise = as_vector("noise", noise, self.mlp.weights[-1].shape[1])
-        return self.mlp(features(self.encoder, obs, self.obs_size)) + noise
+        return self.mlp(self.encode(obs).vector) + noise
 
 
-class DeterministicPolicy(eqx.Module):
+class DeterministicPolicy(Encodes):
     r"""A policy without randomness, $\tanh \mu_\theta(s)$: an MLP on `obs`, unbatched.
 
     An [`Actor`][shortcutrl.Actor] that ignores its noise, which may be anything, such as `None`. Its initial weights
@@ -100,8 +98,6 @@ class DeterministicPolicy(eqx.Module):
     """
 
     mlp: MLP
-    encoder: Encoder
-    obs_size: int = eqx.field(static=True)
     squash: bool = eqx.field(static=True)
 
     @typed
@@ -129,7 +125,7 @@ class DeterministicPolicy(eqx.Module):
     @typed
     def __call__(self, obs: Obs, noise: Noise) -> Float[Array, " action"]:
         del noise
-        action = self.mlp(features(self.encoder, obs, self.obs_size))
+        action = self.mlp(self.encode(obs).vector)
         return jnp.tanh(action) if self.squash else action
 
 

@@ -1,7 +1,7 @@
 """The multilayer perceptron of the published code."""
 
 import itertools
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -14,7 +14,8 @@ from shortcutrl._call import call
 from shortcutrl._typed import show
 from shortcutrl._types import Encoder, Integer, Obs
 
-LARGEST = {"obs_size": 2**17, "action_size": 2**17, "width": 2**14, "depth": 2**10, "blocks": 2**10, "ensemble": 2**10}
+LARGEST = {"obs_size": 2**17, "action_size": 2**17, "width": 2**14, "depth": 2**10, "blocks": 2**10}
+LARGEST |= {"ensemble": 2**10, "channels": 2**14}
 """A larger network is a mistake that would exhaust the memory."""
 
 
@@ -71,14 +72,34 @@ class MLP(eqx.Module):
         return x
 
 
-def features(encoder: Encoder, obs: Obs, size: int) -> Float[Array, " obs"]:
-    """The observation as a vector of `size` numbers: by the encoder, or as it is."""
-    vector = obs if encoder is None else call("encoder", encoder, obs)
-    source = "obs" if encoder is None else "encoder"
-    if not isinstance(vector, jax.Array | np.ndarray) or vector.ndim != 1:
-        hint = "For a batch use `jax.vmap`; for anything but a vector pass an `encoder`."
-        raise TypeError(f"`{source}` must give a vector of shape ({size},), got {show(vector)}. {hint}")
-    return as_vector(source, vector, size)
+class Features(NamedTuple):
+    """An encoded observation: networks of `nn` take it in place of the observation that an encoder made it of.
+
+    `network.encode(obs)` makes it. Pass it only to networks with that encoder.
+
+    - `vector`: what the encoder returned, shape `(obs_size,)`.
+    """
+
+    vector: Float[Array, " obs"]
+
+
+class Encodes(eqx.Module):
+    """What every network does with its observation."""
+
+    encoder: Encoder
+    obs_size: int = eqx.field(static=True)
+
+    def encode(self, obs: Obs) -> Features:
+        """The observation as a vector of `obs_size` numbers: by the encoder, or as it is. Features stay as they are."""
+        if isinstance(obs, Features):
+            vector, source = obs.vector, "obs"
+        else:
+            vector = obs if self.encoder is None else call("encoder", self.encoder, obs)
+            source = "obs" if self.encoder is None else "encoder"
+        if not isinstance(vector, jax.Array | np.ndarray) or vector.ndim != 1:
+            hint = "For a batch use `jax.vmap`; for anything but a vector pass an `encoder`."
+            raise TypeError(f"`{source}` must give a vector of shape ({self.obs_size},), got {show(vector)}. {hint}")
+        return Features(as_vector(source, vector, self.obs_size))
 
 
 def as_vector(name: str, value: Any, size: int) -> Float[Array, " size"]:

@@ -9,10 +9,10 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from shortcutrl import _checks
 from shortcutrl._typed import typed
 from shortcutrl._types import ActionLike, Encoder, Integer, Number, Obs, ScalarLike
-from shortcutrl.nn._mlp import MLP, as_layer, as_vector, features
+from shortcutrl.nn._mlp import MLP, Encodes, as_layer, as_vector
 
 
-class ShortcutPolicy(eqx.Module):
+class ShortcutPolicy(Encodes):
     r"""A shortcut policy $s_\theta(x, t, h \mid s)$: an MLP on `[obs, x, t, log2(1 / h)]`, unbatched.
 
     A [`Velocity`][shortcutrl.Velocity]. GELU, Glorot-uniform weights, zero biases. With `width=512, depth=4` it is the
@@ -50,8 +50,6 @@ class ShortcutPolicy(eqx.Module):
     """
 
     mlp: MLP
-    encoder: Encoder
-    obs_size: int = eqx.field(static=True)
     smallest_step: float = eqx.field(static=True)
 
     @typed
@@ -82,10 +80,10 @@ class ShortcutPolicy(eqx.Module):
         x = as_vector("x", x, self.mlp.weights[-1].shape[1])
         t, h = _checks.as_times(t, h, x.dtype)
         step = -jnp.log2(jnp.maximum(h, self.smallest_step))
-        return self.mlp(jnp.concatenate([features(self.encoder, obs, self.obs_size), x, t[None], step[None]]))
+        return self.mlp(jnp.concatenate([self.encode(obs).vector, x, t[None], step[None]]))
 
 
-class FlowPolicy(eqx.Module):
+class FlowPolicy(Encodes):
     r"""The velocity of a plain flow model $v_\theta(x, t \mid s)$: an MLP on `[obs, x, t]`, unbatched.
 
     A [`Velocity`][shortcutrl.Velocity] that ignores the step `h`: train it by
@@ -113,8 +111,6 @@ class FlowPolicy(eqx.Module):
     """
 
     mlp: MLP
-    encoder: Encoder
-    obs_size: int = eqx.field(static=True)
 
     @typed
     def __init__(
@@ -139,10 +135,10 @@ class FlowPolicy(eqx.Module):
     def __call__(self, obs: Obs, x: ActionLike, t: ScalarLike, h: ScalarLike = 0.0) -> Float[Array, " action"]:
         x = as_vector("x", x, self.mlp.weights[-1].shape[1])
         t, _ = _checks.as_times(t, h, x.dtype)
-        return self.mlp(jnp.concatenate([features(self.encoder, obs, self.obs_size), x, t[None]]))
+        return self.mlp(jnp.concatenate([self.encode(obs).vector, x, t[None]]))
 
 
-class OneStepPolicy(eqx.Module):
+class OneStepPolicy(Encodes):
     r"""A policy that turns noise into an action in one pass, $\mu_\omega(s, z)$: an MLP on `[obs, noise]`, unbatched.
 
     An [`Actor`][shortcutrl.Actor], whose action is not clipped.
@@ -168,8 +164,6 @@ class OneStepPolicy(eqx.Module):
     """
 
     mlp: MLP
-    encoder: Encoder
-    obs_size: int = eqx.field(static=True)
 
     @typed
     def __init__(
@@ -193,4 +187,4 @@ class OneStepPolicy(eqx.Module):
     @typed
     def __call__(self, obs: Obs, noise: ActionLike) -> Float[Array, " action"]:
         noise = as_vector("noise", noise, self.mlp.weights[-1].shape[1])
-        return self.mlp(jnp.concatenate([features(self.encoder, obs, self.obs_size), noise]))
+        return self.mlp(jnp.concatenate([self.encode(obs).vector, noise]))

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from shortcutrl import _checks
 from shortcutrl._typed import typed
 from shortcutrl._types import ActionLike, Encoder, Integer, Obs, ScalarLike
-from shortcutrl.nn._mlp import as_layer, as_vector, features
+from shortcutrl.nn._mlp import Encodes, as_layer, as_vector
 
 TIME_FEATURES, TIME_WIDTH = 64, 128
 """Of the embedding of the time: sines and cosines, and the two layers behind them."""
@@ -51,7 +51,7 @@ class Block(eqx.Module):
         return x + self.narrow(jax.nn.mish(self.wide(self.norm(x))))
 
 
-class ResidualDenoiser(eqx.Module):
+class ResidualDenoiser(Encodes):
     r"""A noise predictor $\epsilon_\theta(s, x, t)$: a residual network on `[x, obs, embedding of t]`, unbatched.
 
     A [`Denoiser`][shortcutrl.Denoiser]. Three blocks of width 256, each of LayerNorm, a layer of 4 x 256, Mish and a
@@ -91,8 +91,6 @@ class ResidualDenoiser(eqx.Module):
     first: Dense
     blocks: tuple[Block, ...]
     last: Dense
-    encoder: Encoder
-    obs_size: int = eqx.field(static=True)
 
     @typed
     def __init__(
@@ -126,7 +124,7 @@ class ResidualDenoiser(eqx.Module):
         angle = 2 * jnp.pi * jnp.asarray(t, x.dtype) * self.frequencies
         hidden, out = self.time
         embedding = out(jax.nn.mish(hidden(jnp.concatenate([jnp.cos(angle), jnp.sin(angle)]))))
-        x = self.first(jnp.concatenate([x, features(self.encoder, obs, self.obs_size), embedding]))
+        x = self.first(jnp.concatenate([x, self.encode(obs).vector, embedding]))
         for block in self.blocks:
             x = block(x)
         return self.last(jax.nn.mish(x))

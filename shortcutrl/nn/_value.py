@@ -2,15 +2,14 @@
 
 from typing import Any
 
-import equinox as eqx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from shortcutrl._typed import typed
 from shortcutrl._types import Encoder, Integer, Obs
-from shortcutrl.nn._mlp import MLP, as_layer, features
+from shortcutrl.nn._mlp import MLP, Encodes, as_layer
 
 
-class Value(eqx.Module):
+class Value(Encodes):
     r"""A state value $V_\psi(s)$: an MLP on `obs`, unbatched.
 
     A [`Value`][shortcutrl.Value]. GELU, LayerNorm, Glorot-uniform weights, zero biases. With `width=512, depth=4` it is
@@ -37,8 +36,6 @@ class Value(eqx.Module):
     """
 
     mlp: MLP
-    encoder: Encoder
-    obs_size: int = eqx.field(static=True)
 
     @typed
     def __init__(
@@ -59,4 +56,4 @@ class Value(eqx.Module):
 
     @typed
     def __call__(self, obs: Obs) -> Float[Array, ""]:
-        return self.mlp(features(self.encoder, obs, self.obs_size))[0]
+        return self.mlp(self.encode(obs).vector)[0]

@@ -1,4 +1,4 @@
-"""OGBench's single-task datasets with state observations. Needs the extra `ogbench`."""
+"""OGBench's single-task datasets. Needs the extra `ogbench`."""
 
 try:
     from shortcutrl.suites.ogbench._generate import CAN_GENERATE as CAN_GENERATE

@@ -19,6 +19,7 @@ from shortcutrl._types import Integer
 from shortcutrl.suites.ogbench._arguments import MAX_COUNT, MAX_SEED, as_path, make_folder
 from shortcutrl.suites.ogbench._names import either, quote, similar
 from shortcutrl.suites.ogbench._oracles import RECIPES, Behaviour, make_behaviour, record
+from shortcutrl.suites.ogbench._renderer import check_renderer
 from shortcutrl.suites.ogbench._store import is_complete, locked, open_parts, remove_parts, save_as, write
 
 CAN_GENERATE = tuple(RECIPES)
@@ -44,7 +45,8 @@ def generate(
     """Generate an OGBench dataset, such as `"scene-play-v0"`, by OGBench's scripted oracles.
 
     Follows the commands that OGBench publishes for its manipulation and pointmaze datasets: the same oracles, noise,
-    random actions and targets. Each episode has its own seed, so the data does not depend on `processes`.
+    random actions and targets. Each episode has its own seed, so the data does not depend on `processes`. A dataset
+    with images, such as `"visual-scene-play-v0"`, holds the transitions that the one without them has, rendered.
 
     Writes four files: `path`; the validation set that OGBench expects, `<name>-val.npz`, with a tenth as many episodes;
     the recipe, `<name>.recipe.json`; and a lock. `path` is written last, so if it exists it is complete.
@@ -69,7 +71,8 @@ def generate(
     dataset_path=path)` read this format.
 
     **Raises:** `TypeError` or `ValueError` for bad arguments. `FileExistsError` if another dataset or unfinished
-    episodes of another recipe are there. `OSError` if the folder of `path` cannot be written. These errors come before
+    episodes of another recipe are there. `OSError` if the folder of `path` cannot be written, or if a dataset has
+    images and this machine cannot render. These errors come before
     the simulation starts and change no file. Later, `OSError` if the disk is full or a worker process died.
 
     !!! Example
@@ -100,6 +103,7 @@ def generate(
     seed = as_size("seed", seed, 0, MAX_SEED)
     processes = min(cores(), cores() if processes is None else as_size("processes", processes))
     check_main_guard()
+    check_renderer(dataset)
     make_folder("path", path.parent)
 
     recipe = {"dataset": str(dataset), "episode_steps": steps, "seed": seed}

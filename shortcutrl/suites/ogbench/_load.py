@@ -16,13 +16,14 @@ from shortcutrl._checks import as_size
 from shortcutrl._typed import show, typed
 from shortcutrl._types import Integer
 from shortcutrl.data import Dataset, from_arrays
-from shortcutrl.data._arrays import as_flags, as_float32, check_rows
+from shortcutrl.data._arrays import as_flags, as_float32, as_stored, check_rows
 from shortcutrl.suites._task import Task
 from shortcutrl.suites.ogbench._arguments import MAX_COUNT, MAX_SEED, as_path, can_write, make_folder
 from shortcutrl.suites.ogbench._download import download, reachable, url_of
 from shortcutrl.suites.ogbench._generate import generate
 from shortcutrl.suites.ogbench._names import split
 from shortcutrl.suites.ogbench._oracles import RECIPES, ignore_harmless_warnings
+from shortcutrl.suites.ogbench._renderer import check_renderer
 
 _RENDER_MODES = ("human", "rgb_array", "depth_array", "rgbd_tuple")
 
@@ -50,7 +51,8 @@ def load(
 
     **Arguments:**
 
-    - `name`: an OGBench dataset name with `singletask` and with state observations.
+    - `name`: an OGBench dataset name with `singletask`. Of `visual-*`, observations are images of 64 x 64 pixels in
+      uint8, and the machine must be able to render them.
     - `folder`: where generated datasets are kept. By default `shortcutrl` in the user's cache folder, `~/.cache`.
     - `episodes`, `seed`: of a generated dataset, as in `generate`. OGBench's own file is always loaded completely.
     - `processes`: the number of processes that generate it, at most one for each core. By default one for each core.
@@ -60,8 +62,8 @@ def load(
     before, as in OGBench's compact datasets, so it is never the start of a sample.
 
     **Raises:** `ValueError` for a `name` that is not supported, with names to use instead, and for a file that is not a
-    valid dataset, with its path. `OSError` if the dataset can be neither downloaded nor generated, or `folder` cannot
-    be written.
+    valid dataset, with its path. `OSError` if the dataset can be neither downloaded nor generated, if `folder` cannot
+    be written, or if observations are images and this machine cannot render them.
 
     !!! Example
 
@@ -82,6 +84,7 @@ def load(
     if processes is not None:
         processes = as_size("processes", processes)
     seed = as_size("seed", seed, 0, MAX_SEED)
+    check_renderer(name)
     if folder is None:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "shortcutrl"
     path = _find(dataset_name, as_path("folder", folder), episodes, seed, processes, progress)
@@ -111,6 +114,7 @@ def make_env(name: str, **options: Any) -> gymnasium.Env:
     **Returns:** the environment, a `gymnasium.Env`.
 
     **Raises:** `ValueError` for a `name` that is not supported, with names to use instead, and for bad `options`.
+    `OSError` if observations are images and this machine cannot render them.
 
     !!! Example
 
@@ -129,6 +133,7 @@ def make_env(name: str, **options: Any) -> gymnasium.Env:
     mode = options.get("render_mode")
     if mode is not None and not (isinstance(mode, str) and mode in _RENDER_MODES):
         raise ValueError(f"`render_mode` must be one of {', '.join(_RENDER_MODES)}, got {show(mode)}.")
+    check_renderer(name)
     ignore_harmless_warnings()
     try:
         return gymnasium.make(env_name, **options)
@@ -172,17 +177,21 @@ def _exists(path: Path) -> bool:
 
 def _read(path: Path, env_name: str, env: Any) -> Dataset:
     """Read a file in OGBench's format and label it with the rewards of the environment's task."""
-    _, info = env.reset()
-    columns = {"observations": len(env.observation_space.low), "actions": len(env.action_space.low)}
-    columns |= {"qpos": env.unwrapped.data.qpos.size}
-    columns |= {name: len(info[name]) for name in ("button_states",) if name in info}
+    obs, info = env.reset()
+    columns = {"observations": obs.shape, "actions": env.action_space.shape, "qpos": env.unwrapped.data.qpos.shape}
+    columns |= {name: info[name].shape for name in ("button_states",) if name in info}
     arrays = _arrays(path, ["terminals", *columns])
-    values = {name: as_float32(name, arrays[name], rank=2) for name in columns}
+    images = {"observations"} if obs.dtype == np.uint8 else set()
+    values = {name: as_float32(name, arrays[name], rank=2) for name in columns.keys() - images}
+    values |= {name: as_stored(name, arrays[name]) for name in images}
     ends = as_flags("terminals", arrays["terminals"])
-    check_rows({**values, "terminals": ends}, "observations")
-    for name, size in columns.items():
-        if values[name].shape[1] != size:
-            raise ValueError(f"`{name}` must have shape (rows, {size}), got {values[name].shape}")
+    check_rows({**values, "terminals": ends}, "actions")
+    for name, shape in columns.items():
+        if values[name].shape[1:] != shape:
+            raise ValueError(f"`{name}` must have shape (rows, {', '.join(map(str, shape))}), got {values[name].shape}")
+    for name in images:
+        if values[name].dtype != np.uint8:
+            raise ValueError(f"`{name}` must be uint8, got {values[name].dtype}")
     if not ends[-1]:
         raise ValueError(f"`terminals[{len(ends) - 1}]` = 0: the last row must be the end of an episode")
     relabel_dataset(env_name, env, arrays)

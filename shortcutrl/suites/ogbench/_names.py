@@ -15,6 +15,7 @@ _KINDS |= {f"antsoccer-{field}": _MAZE for field in ("arena", "medium")}
 _KINDS |= {f"cube-{count}": _MANIPULATION for count in ("single", "double", "triple", "quadruple")}
 _KINDS |= {"scene": _MANIPULATION}
 _KINDS |= {f"puzzle-{size}": _MANIPULATION for size in ("3x3", "4x4", "4x5", "4x6")}
+_KINDS |= {f"visual-{scene}": kinds for scene, kinds in _KINDS.items() if not scene.startswith(("point", "antsoccer"))}
 
 KNOWN = {
     f"{scene}-{kind}-singletask{task}-v0": (f"{scene}-singletask{task}-v0", f"{scene}-{kind}-v0")
@@ -25,7 +26,6 @@ KNOWN = {
 """The names of the environment and of the dataset, which all tasks share, for each supported name."""
 
 _UNSUPPORTED = {
-    "visual": "has image observations",
     "powderworld": "has image observations and no single-task version",
     "oraclerep": "is goal-conditioned, with an oracle's representation of the goal",
     "100m": "is published in many files",
@@ -39,7 +39,7 @@ def split(name: str) -> tuple[str, str]:
         return KNOWN[name]
     why, instead = _explain(name.lower())
     raise ValueError(
-        f"`name` must be an OGBench single-task dataset with state observations, got {quote(name)}, which {why}. "
+        f"`name` must be an OGBench single-task dataset, got {quote(name)}, which {why}. "
         + (f"Use {either(instead)}." if instead else "For the names, see https://github.com/seohongpark/ogbench.")
     )
 

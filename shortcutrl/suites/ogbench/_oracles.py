@@ -23,6 +23,7 @@ _MAZES = {"medium": Recipe(1000, 1001), "large": Recipe(1000, 1001), "giant": Re
 _MAZES |= {"teleport": Recipe(1000, 1001)}
 
 RECIPES = {f"{scene}-{kind}-v0": Recipe(n, 1001) for kind in ("play", "noisy") for scene, n in _MANIPULATION.items()}
+RECIPES |= {f"visual-{dataset}": recipe for dataset, recipe in RECIPES.items()}
 RECIPES |= {f"pointmaze-{maze}-navigate-v0": recipe for maze, recipe in _MAZES.items()}
 RECIPES |= {f"pointmaze-{maze}-stitch-v0": Recipe(5000, 201) for maze in _MAZES}
 
@@ -65,7 +66,7 @@ def record(behaviour: Behaviour, sequence: np.random.SeedSequence) -> dict[str, 
         done = terminated or truncated
         behaviour.after(info)
         step = {
-            "observations": np.float32(obs),
+            "observations": obs if obs.dtype == np.uint8 else np.float32(obs),
             "actions": np.float32(action),
             "terminals": np.bool_(done),
             "qpos": np.float32(info["prev_qpos"]),
@@ -91,6 +92,7 @@ class Manipulation:
 
         options = {"terminate_at_goal": False, "mode": "data_collection", "max_episode_steps": episode_steps}
         self.env: Any = gymnasium.make(f"{scene}-v0", **options)
+        scene = scene.removeprefix("visual-")
         self.scene, self.noisy, self.noise = scene, kind == "noisy", 0.0
         if self.noisy:
             settings: dict[str, Any] = {"env": self.env, "min_norm": 0.4}

@@ -1,0 +1,156 @@
+"""Train SORL on images of an OGBench task, and evaluate it in rendered environments.
+
+    MUJOCO_GL=egl python examples/visual.py
+
+By default a small training on two cores. The published settings of `visual-*` tasks, for an accelerator:
+
+    MUJOCO_GL=egl python examples/visual.py --data-episodes 1000 --updates 500000 --batch-size 256 --width 512
+    --depth 4 --learning-rate 3e-4 --q-weight 100 --episodes 50
+
+OGBench's dataset is downloaded if its host can be reached, and rendered locally if not. The same command resumes.
+"""
+
+import dataclasses
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from tqdm import tqdm
+
+from shortcutrl import data, nn, sorl
+from shortcutrl.evaluate import EnvPool, StackedFrames, evaluate, keyed
+from shortcutrl.runs import Run
+from shortcutrl.suites import Task, ogbench
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """The options."""
+
+    env: str = "visual-cube-single-play-singletask-task1-v0"  # an OGBench single-task dataset of images
+    out: Path = Path("runs/visual")  # the folder of the run
+    data_episodes: int = 3  # of a dataset that is rendered locally; a tenth as many, at least one, are held out
+    seed: int = 0  # of the networks and the training
+
+    updates: int = 500  # gradient steps
+    updates_per_dispatch: int = 20  # gradient steps in one call of the compiled program, and one row of metrics
+    updates_per_checkpoint: int = 100  # a multiple of updates_per_dispatch
+    batch_size: int = 32  # transitions in one gradient step
+    width: int = 256  # of each hidden layer behind the encoder
+    depth: int = 2  # hidden layers behind the encoder
+    learning_rate: float = 1e-3  # of Adam
+    q_weight: float = 1.0  # of maximising Q; 0 is behaviour cloning
+
+    frame_stack: int = 3  # images that become one observation
+    crop_probability: float = 0.5  # that the images of a batch are moved by up to three pixels
+
+    k: int = 8  # jumps to act with
+    episodes: int = 4  # of the evaluation
+    processes: int = 2  # that hold its environments
+
+
+def train(args: Args, dataset: data.Dataset, run: Run, config: sorl.Config) -> tuple[sorl.State, sorl.State]:
+    """The untrained and the trained state."""
+    optimizers = sorl.Networks(*[optax.chain(optax.clip_by_global_norm(1.0), optax.adam(args.learning_rate))] * 2)
+    sample = partial(data.sample, batch_size=args.batch_size, frame_stack=args.frame_stack)
+    crop = partial(data.random_crop, probability=args.crop_probability)
+
+    init_key, encoder_key, train_key = jax.random.split(jax.random.key(args.seed), 3)
+    example = sample(dataset, init_key)
+    encoder = nn.Impala(example.obs.shape[1:], key=encoder_key)  # policy and critic each train a copy
+    networks = sorl.networks(example, width=args.width, depth=args.depth, encoder=encoder, key=init_key)
+    untrained = sorl.init(networks, config=config, optimizers=optimizers)
+    state = run.restore(untrained)
+
+    @jax.jit
+    def many_updates(state, dataset, keys):
+        def one_update(state, key):
+            batch_key, crop_key, update_key = jax.random.split(key, 3)
+            batch = crop(sample(dataset, batch_key), crop_key)
+            return sorl.update(state, batch, config=config, optimizers=optimizers, key=update_key)
+
+        state, info = jax.lax.scan(one_update, state, keys)
+        return state, jax.tree.map(jnp.mean, info)
+
+    with tqdm(total=args.updates, initial=run.step, desc="training", unit="update") as bar:
+        while (done := bar.n) < args.updates:
+            count = min(args.updates_per_dispatch, args.updates - done)
+            state, info = many_updates(state, dataset, jax.random.split(jax.random.fold_in(train_key, done), count))
+            run.log(done + count, info._asdict())
+            bar.set_postfix({name: f"{getattr(info, name):.3g}" for name in ("td", "q", "flow_matching")})
+            bar.update(count)
+            if bar.n % args.updates_per_checkpoint == 0 or bar.n == args.updates:
+                run.save(bar.n, state)
+    return untrained, state
+
+
+def held_out(task: Task, frame_stack: int, size: int = 1_000) -> tuple[Any, Any]:
+    """Observations and actions of the validation set: consecutive rows, which share no episode with the training."""
+    with np.load(Path(task.source).with_name(f"{Path(task.source).stem}-val.npz")) as file:
+        images, actions, ends = (file[name][:size] for name in ("observations", "actions", "terminals"))
+    start = np.maximum.accumulate(np.where(np.append(True, ends[:-1]), np.arange(len(ends)), 0))
+    frames = [images[np.maximum(np.arange(len(ends)) - back, start)] for back in reversed(range(frame_stack))]
+    return np.concatenate(frames, axis=-1), actions
+
+
+def squared_error(state: sorl.State, config: sorl.Config, k: int, obs: Any, actions: Any, samples: int = 16) -> Any:
+    """Of the mean of several actions, for each row; the mean over the action's dimensions."""
+
+    @jax.jit
+    def one(obs, action, key):
+        noise = jax.random.normal(key, (samples, *action.shape))
+        mean = jax.vmap(partial(sorl.actor(state, config=config, k=k), obs))(noise).mean(0)
+        return jnp.square(mean - action).mean()
+
+    keys = jax.random.split(jax.random.key(0), len(actions))
+    return np.asarray(jax.lax.map(lambda row: one(*row), (obs, actions, keys), batch_size=50))
+
+
+def interval(values: Any, blocks: int = 20) -> str:
+    """The mean and its 95% interval, from means of consecutive rows, because neighbours are alike."""
+    means = np.array([block.mean() for block in np.array_split(values, blocks)])
+    half = 1.96 * means.std(ddof=1) / np.sqrt(blocks)
+    return f"{means.mean():.4f} ({means.mean() - half:.4f} to {means.mean() + half:.4f})"
+
+
+def main() -> None:
+    args = tyro.cli(Args, description=__doc__)
+    try:
+        config = sorl.Config(q_weight=args.q_weight)
+        args.out.mkdir(parents=True, exist_ok=True)
+        task = ogbench.load(args.env, episodes=args.data_episodes)
+        free = ("out", "k", "episodes", "processes")
+        settings = {name: value for name, value in dataclasses.asdict(args).items() if name not in free}
+        with Run(args.out, settings) as run:
+            untrained, state = train(args, task.dataset, run, config)
+        obs, actions = held_out(task, args.frame_stack)
+        policy, start = (squared_error(each, config, args.k, obs, actions) for each in (state, untrained))
+        mean_action = np.square(actions - np.asarray(task.dataset.action.mean(0))).mean(-1)
+        print(f"held-out action error (95% interval), n = {len(actions)} rows; lower is better")
+        print(f"  policy: {interval(policy)}")
+        print(f"  lower than the untrained policy by {interval(start - policy)}")
+        print(f"  lower than the dataset's mean action by {interval(mean_action - policy)}")
+        make_env, frames = task.make_env, args.frame_stack
+        with EnvPool(lambda: StackedFrames(make_env(), frames), processes=args.processes, envs_per_process=2) as pool:
+            act = keyed(sorl.actor(state, config=config, k=args.k), pool.action_shape)
+            began = time.perf_counter()
+            result = evaluate(act, pool, episodes=args.episodes)
+            rate = result.episode_length.sum() / (time.perf_counter() - began)
+    except (ValueError, OSError) as error:
+        sys.exit(f"visual.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("visual.py: interrupted; the same command resumes")
+    low, high = result.success_interval()
+    print(f"success (95% interval), n = {args.episodes} episodes: {result.success_rate:.2f} ({low:.2f} to {high:.2f})")
+    print(f"rendered steps of the evaluation: {rate:.1f} per second, {args.processes} processes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""Whether this machine can render the images of `visual-*` environments."""
+
+import functools
+import os
+import subprocess
+import sys
+
+_RENDER = """
+import mujoco
+with mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 8, 8) as renderer:
+    renderer.render()
+"""
+
+
+def check_renderer(name: str) -> None:
+    """Raise if `name` has images and MuJoCo cannot render here."""
+    backend = os.environ.get("MUJOCO_GL", "")
+    if name.startswith("visual-") and (reason := _failure(backend)) is not None:
+        raise OSError(
+            f"{name} needs a renderer, but MuJoCo cannot render with MUJOCO_GL={backend!r}. Set MUJOCO_GL=egl before "
+            "Python starts; on Debian, `apt install libegl1 libgl1-mesa-dri`. Or set MUJOCO_GL=osmesa, after `apt "
+            f"install libosmesa6`. MuJoCo says: {reason}"
+        )
+
+
+@functools.cache
+def _failure(backend: str) -> str | None:
+    """Why a picture cannot be rendered, or `None`. A broken driver may crash its process, so another one tries."""
+    try:
+        result = subprocess.run([sys.executable, "-c", _RENDER], capture_output=True, text=True, timeout=120)
+    except subprocess.TimeoutExpired:
+        return "no picture after 120 seconds"
+    if result.returncode == 0:
+        return None
+    said = [line for line in result.stderr.splitlines() if "Error" in line and not line.startswith(" ")]
+    return said[-1] if said else f"exit code {result.returncode}"
