@@ -1,5 +1,6 @@
 """The critic network."""
 
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -94,4 +95,9 @@ class EnsembleCritic(Encodes):
             _checks.check_range("k", k, 1, float("inf"))
             inputs.append(jnp.asarray(k, action.dtype)[None])
         x = jnp.concatenate(inputs)
-        return eqx.filter_vmap(lambda mlp: mlp(x)[0])(self.members)
+        return _forward(self.members, x)
+
+
+@partial(jax.jit, inline=True)
+def _forward(members: MLP, x: Array) -> Array:
+    return eqx.filter_vmap(lambda mlp: mlp(x)[0])(members)

@@ -66,7 +66,7 @@ class GaussianPolicy(Encodes):
 
     @typed
     def __call__(self, obs: Obs, noise: ActionLike) -> Float[Array, " action"]:
-        noise = as_vector("noise", noise, self.mlp.weights[-1].shape[1])
+        noise = as_vector("noise", noise, len(self.mlp.biases[-1]))
         return self.mlp(self.encode(obs).vector) + noise
 
 

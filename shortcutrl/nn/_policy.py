@@ -77,7 +77,7 @@ class ShortcutPolicy(Encodes):
 
     @typed
     def __call__(self, obs: Obs, x: ActionLike, t: ScalarLike, h: ScalarLike) -> Float[Array, " action"]:
-        x = as_vector("x", x, self.mlp.weights[-1].shape[1])
+        x = as_vector("x", x, len(self.mlp.biases[-1]))
         t, h = _checks.as_times(t, h, x.dtype)
         step = -jnp.log2(jnp.maximum(h, self.smallest_step))
         return self.mlp(jnp.concatenate([self.encode(obs).vector, x, t[None], step[None]]))
@@ -133,7 +133,7 @@ class FlowPolicy(Encodes):
 
     @typed
     def __call__(self, obs: Obs, x: ActionLike, t: ScalarLike, h: ScalarLike = 0.0) -> Float[Array, " action"]:
-        x = as_vector("x", x, self.mlp.weights[-1].shape[1])
+        x = as_vector("x", x, len(self.mlp.biases[-1]))
         t, _ = _checks.as_times(t, h, x.dtype)
         return self.mlp(jnp.concatenate([self.encode(obs).vector, x, t[None]]))
 
@@ -186,5 +186,5 @@ class OneStepPolicy(Encodes):
 
     @typed
     def __call__(self, obs: Obs, noise: ActionLike) -> Float[Array, " action"]:
-        noise = as_vector("noise", noise, self.mlp.weights[-1].shape[1])
+        noise = as_vector("noise", noise, len(self.mlp.biases[-1]))
         return self.mlp(jnp.concatenate([self.encode(obs).vector, noise]))
