@@ -25,6 +25,7 @@ from shortcutrl._improve import QInfo as QInfo
 from shortcutrl._improve import advantage_weight as advantage_weight
 from shortcutrl._improve import distill_loss as distill_loss
 from shortcutrl._improve import q_loss as q_loss
+from shortcutrl._memory import keep_memory as keep_memory
 from shortcutrl._path import draw_flow_matching as draw_flow_matching
 from shortcutrl._path import draw_self_consistency as draw_self_consistency
 from shortcutrl._path import interpolate as interpolate

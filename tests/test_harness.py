@@ -79,6 +79,7 @@ FUNCTIONS = {
     "best_of_n": {"actor": act, "critic": critic, "obs": None, "noise": jnp.ones((3, 2)), "aggregate": "mean"},
 }
 OTHER_TESTS = {
+    "keep_memory",
     *("vp_schedule", "diffuse", "denoising_loss", "ddpm_sample", "score_distillation_loss"),
     *("noise_level", "consistency_function", "consistency_loss", "consistency_sample"),
 }

@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "shortcutrl"
 
 LAYERS = [
-    {"_types", "_typed", "_processes"},
+    {"_types", "_typed", "_processes", "_memory"},
     {"_checks"},
     {"_call"},
     {"_step", "_path", "_actors"},
