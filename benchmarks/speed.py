@@ -170,21 +170,28 @@ def test_updates_with_bfloat16_products(benchmark):
     measure_scan(benchmark, PAPER, PAPER.config(), matmul_dtype=jnp.bfloat16)
 
 
+@pytest.mark.parametrize("in_turn", [True, False], ids=["in turn", "at once"])
 @pytest.mark.parametrize("agents", [1, 8], ids=["one", "eight"])
-def test_many_agents(benchmark, agents):
-    """Small ones, sharing the number of jumps."""
+def test_many_agents(benchmark, agents, in_turn):
+    """Small ones: one after the other, or at once and with the same numbers of jumps."""
     size = Size(128, 2, 8)
     config = size.config()
 
     @jax.jit
     def many_updates(states, data_, keys):
-        def step(states, keys):
-            return jax.vmap(lambda state, key: one_update(config, data_, state, key, keys[0]))(states, keys)
+        def updates(state, keys):
+            def step(state, keys):
+                own, shared = keys
+                return one_update(config, data_, state, own, *([] if in_turn else [shared]))
 
-        return jax.lax.scan(step, states, keys)
+            return jax.lax.scan(step, state, (keys, KEYS))
 
-    keys = jax.random.split(jax.random.key(0), (UPDATES, agents))
-    states = jax.vmap(lambda _: start(size, config))(keys[0])
+        return (
+            jax.lax.map(lambda agent: updates(*agent), (states, keys)) if in_turn else jax.vmap(updates)(states, keys)
+        )
+
+    keys = jax.random.split(jax.random.key(0), (agents, UPDATES))
+    states = jax.vmap(lambda _: start(size, config))(keys[:, 0])
     flops = agents * size.update_flops()
     measure(benchmark, many_updates, states, dataset(), keys, per=UPDATES, flops=flops, width=size.width)
 
