@@ -46,8 +46,8 @@ A backward pass counts as two forward passes, or as one where only the input's g
 its numbers of jumps.
 """
 
-AGENTS = {"fql": "FQLAgent", "iql": "IQLAgent", "ifql": "IFQLAgent", "rebrac": "ReBRACAgent"}
-"""Of the FQL repository: the module and the class."""
+AGENTS = {"fql": "FQLAgent", "iql": "IQLAgent", "ifql": "IFQLAgent", "rebrac": "ReBRACAgent", "sorl": "SORLAgent"}
+"""Of the FQL repository, and of SORL's, which has its form: the module and the class."""
 
 
 def product_flops(jaxpr: Any) -> float:
@@ -98,6 +98,8 @@ def ours(module: ModuleType, dataset: data.Dataset, batch: Transition, width: in
 
 def theirs(path: Path, method: str, batch: Transition, width: int, depth: int) -> Callable[[], Any]:
     """The same loop with the agent of a checkout of the FQL repository."""
+    for known in [known for known in sys.modules if known.split(".")[0] in ("agents", "utils")]:
+        del sys.modules[known]  # modules of another checkout
     sys.path.insert(0, str(path))
     module = importlib.import_module(f"agents.{method}")
     config = module.get_config()
@@ -143,7 +145,7 @@ def main(
     print("|---|---|---|---|---|---|---|")
     for method in methods:
         programs, flops = ours(getattr(algorithms, method), rows, batch, width, depth)
-        if fql is not None and method in AGENTS:
+        if fql is not None and method in AGENTS and method != "sorl":
             programs["theirs"] = theirs(fql, method, batch, width, depth)
         took = milliseconds(programs, repeats)
         least = 1e3 * floor(BATCH, width, flops)

@@ -4,6 +4,8 @@ import importlib
 import json
 from pathlib import Path
 
+import pytest
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -32,3 +34,42 @@ def test_the_chart_shows_the_tables_of_the_page(tmp_path, monkeypatch):
     assert chart.medians(tables[0].read_text())["updates in a scan: 4x512"] == 87.9
     chart.main(tables, tmp_path / "speed.png")
     assert (tmp_path / "speed.png").stat().st_size > 5000
+
+
+def test_the_idle_share_counts_what_no_kernel_covers(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    accelerator = importlib.import_module("accelerator")
+    spans = [(0.0, 2.0), (1.0, 3.0), (1.5, 2.5), (5.0, 6.0), (9.0, 10.0)]
+    assert accelerator.idle_share(spans) == pytest.approx(0.5)
+    assert accelerator.idle_share([(3.0, 7.0)]) == 0
+
+
+def test_the_table_of_an_accelerator(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    accelerator = importlib.import_module("accelerator")
+    rows = [
+        {"name": "update", "compile_s": 1.25, "memory_mb": 70.0, "milliseconds": 0.5, "floor": 0.25}
+        | {"kernels": 200.0, "idle": 0.3},
+        {"name": "act", "milliseconds": 2.0},
+    ]
+    said = accelerator.table(rows, "a card.", ["more"])
+    assert "| update | 0.5 | 2,000 | 0.25 | 1.2 | 70 | 200 | 30% |" in said
+    assert "| act | 2 | 500 |  |  |  |  |  |" in said
+    assert said.startswith("a card.\n")
+    assert said.endswith("Left out: more.\n")
+
+
+def test_every_program_for_an_accelerator_is_compiled_and_timed(monkeypatch):
+    """A few small ones; the others differ in their sizes."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    accelerator = importlib.import_module("accelerator")
+    monkeypatch.setattr(accelerator, "floor", lambda rows, width, flops: flops / 1e9)
+    args = accelerator.Args(width=8, depth=1, updates=2, agents=(2,), observations=(3,))
+    made = dict(accelerator.cases(args))
+    assert {f"update of {name}" for name in accelerator.PASSES} < made.keys()
+    for name in ("update of one of 2 agents", "update, M_BTT = 1", "best of 32, k = 8, 3 observations", "update of bc"):
+        row = accelerator.measure(name, made[name](), repeats=1, width=8)
+        assert row["milliseconds"] > 0
+        assert row["floor"] > 0
+        assert "kernels" not in row  # without a GPU
+    assert made["update of one of 2 agents"]().per == 2
