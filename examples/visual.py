@@ -2,10 +2,11 @@
 
     MUJOCO_GL=egl python examples/visual.py
 
-By default a small training on two cores. The published settings of `visual-*` tasks, for an accelerator:
+By default a small training on two cores. With the published settings of FQL on `visual-*` tasks, for an accelerator:
 
-    MUJOCO_GL=egl python examples/visual.py --data-episodes 1000 --updates 500000 --batch-size 256 --width 512
-    --depth 4 --learning-rate 3e-4 --q-weight 100 --episodes 50
+    MUJOCO_GL=egl python examples/visual.py --data-episodes 1000 --updates 500000 --updates-per-dispatch 1000
+    --updates-per-checkpoint 10000 --batch-size 256 --width 512 --depth 4 --learning-rate 3e-4 --q-weight 10
+    --episodes 50
 
 OGBench's dataset is downloaded if its host can be reached, and rendered locally if not. The same command resumes.
 """
