@@ -7,7 +7,6 @@ MUJOCO_GL=egl python benchmarks/generation.py --dataset visual-cube-single-play-
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tyro
@@ -31,14 +30,14 @@ def main(
     for seed in range(alone):
         _oracles.record(behaviour, np.random.SeedSequence(seed))
     single = alone * steps / (time.perf_counter() - start)
-    print(f"one process, oracle alone: {single:.0f} steps/s")
+    print(f"one process, oracle alone: {single:.3g} steps/s")
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         ogbench.generate(
             dataset, Path(folder) / "data.npz", episodes=episodes, episode_steps=steps, processes=processes
         )
         rate = (episodes + max(episodes // 10, 1)) * steps / (time.perf_counter() - start)
-    print(f"generate, {processes} processes, start-up and writing included: {rate:.0f} steps/s, ", end="")
+    print(f"generate, {processes} processes, start-up and writing included: {rate:.3g} steps/s, ", end="")
     print(f"{rate / (processes * single):.0%} of {processes} times one process")
 
 

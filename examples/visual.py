@@ -37,12 +37,12 @@ class Args:
 
     env: str = "visual-cube-single-play-singletask-task1-v0"  # an OGBench single-task dataset of images
     out: Path = Path("runs/visual")  # the folder of the run
-    data_episodes: int = 3  # of a dataset that is rendered locally; a tenth as many, at least one, are held out
+    data_episodes: int = 2  # of a dataset that is rendered locally; a tenth as many, at least one, are held out
     seed: int = 0  # of the networks and the training
 
-    updates: int = 500  # gradient steps
-    updates_per_dispatch: int = 20  # gradient steps in one call of the compiled program, and one row of metrics
-    updates_per_checkpoint: int = 100  # a multiple of updates_per_dispatch
+    updates: int = 300  # gradient steps
+    updates_per_dispatch: int = 10  # gradient steps in one call of the compiled program, and one row of metrics
+    updates_per_checkpoint: int = 20  # a multiple of updates_per_dispatch
     batch_size: int = 32  # transitions in one gradient step
     width: int = 256  # of each hidden layer behind the encoder
     depth: int = 2  # hidden layers behind the encoder
