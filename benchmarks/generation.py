@@ -1,6 +1,7 @@
 """How fast datasets are generated, compared with one process of OGBench's oracle alone. Higher is better.
 
 python benchmarks/generation.py
+MUJOCO_GL=egl python benchmarks/generation.py --dataset visual-cube-single-play-v0 --episodes 1 --steps 30 --alone 1
 """
 
 import tempfile
@@ -20,20 +21,23 @@ def main(
     processes: int = cores(),
     episodes: int = 150,  # of OGBench's 1,001 steps; a tenth as many are added for validation
     alone: int = 6,  # episodes by one process alone
+    steps: int | None = None,  # of each episode; by default OGBench's
 ) -> None:
-    steps = _oracles.RECIPES[dataset].episode_steps
+    steps = _oracles.RECIPES[dataset].episode_steps if steps is None else steps
     behaviour = _oracles.make_behaviour(dataset, steps)
     _oracles.record(behaviour, np.random.SeedSequence(0))  # warms up
     start = time.perf_counter()
     for seed in range(alone):
         _oracles.record(behaviour, np.random.SeedSequence(seed))
     single = alone * steps / (time.perf_counter() - start)
-    print(f"one process, oracle alone: {single:.0f} steps/s")
+    print(f"one process, oracle alone: {single:.3g} steps/s")
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        ogbench.generate(dataset, Path(folder) / "data.npz", episodes=episodes, processes=processes)
+        ogbench.generate(
+            dataset, Path(folder) / "data.npz", episodes=episodes, episode_steps=steps, processes=processes
+        )
         rate = (episodes + max(episodes // 10, 1)) * steps / (time.perf_counter() - start)
-    print(f"generate, {processes} processes, start-up and writing included: {rate:.0f} steps/s, ", end="")
+    print(f"generate, {processes} processes, start-up and writing included: {rate:.3g} steps/s, ", end="")
     print(f"{rate / (processes * single):.0%} of {processes} times one process")
 
 

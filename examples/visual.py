@@ -2,10 +2,11 @@
 
     MUJOCO_GL=egl python examples/visual.py
 
-By default a small training on two cores. The published settings of `visual-*` tasks, for an accelerator:
+By default a small training on two cores. With the published settings of FQL on `visual-*` tasks, for an accelerator:
 
-    MUJOCO_GL=egl python examples/visual.py --data-episodes 1000 --updates 500000 --batch-size 256 --width 512
-    --depth 4 --learning-rate 3e-4 --q-weight 100 --episodes 50
+    MUJOCO_GL=egl python examples/visual.py --data-episodes 1000 --updates 500000 --updates-per-dispatch 1000
+    --updates-per-checkpoint 10000 --batch-size 256 --width 512 --depth 4 --learning-rate 3e-4 --q-weight 10
+    --episodes 50
 
 OGBench's dataset is downloaded if its host can be reached, and rendered locally if not. The same command resumes.
 """
@@ -36,12 +37,12 @@ class Args:
 
     env: str = "visual-cube-single-play-singletask-task1-v0"  # an OGBench single-task dataset of images
     out: Path = Path("runs/visual")  # the folder of the run
-    data_episodes: int = 3  # of a dataset that is rendered locally; a tenth as many, at least one, are held out
+    data_episodes: int = 2  # of a dataset that is rendered locally; a tenth as many, at least one, are held out
     seed: int = 0  # of the networks and the training
 
-    updates: int = 500  # gradient steps
-    updates_per_dispatch: int = 20  # gradient steps in one call of the compiled program, and one row of metrics
-    updates_per_checkpoint: int = 100  # a multiple of updates_per_dispatch
+    updates: int = 300  # gradient steps
+    updates_per_dispatch: int = 10  # gradient steps in one call of the compiled program, and one row of metrics
+    updates_per_checkpoint: int = 20  # a multiple of updates_per_dispatch
     batch_size: int = 32  # transitions in one gradient step
     width: int = 256  # of each hidden layer behind the encoder
     depth: int = 2  # hidden layers behind the encoder

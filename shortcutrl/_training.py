@@ -13,7 +13,7 @@ from jax.core import Tracer
 from jaxtyping import Array
 
 from shortcutrl import _checks, _contract
-from shortcutrl._call import encoded, ensemble_of, q_of, value_of
+from shortcutrl._call import call, encoded, ensemble_of, q_of, value_of
 from shortcutrl._typed import show
 from shortcutrl._types import Aggregate, Integer, Number, Scalar, Transition
 from shortcutrl._value import bellman_target, expectile_loss
@@ -161,6 +161,16 @@ def _polyak(name: str, online: Any, target: Any, tau: Number) -> Any:
     new, static = eqx.partition(online, eqx.is_inexact_array)
     old = eqx.filter(target, eqx.is_inexact_array)
     return eqx.combine(optax.incremental_update(new, old, float(tau)), static)
+
+
+def encode_all(name: str, network: Any, obs: Any) -> Any:
+    """What a network makes of each observation of a batch once, for all that calls it."""
+    return jax.vmap(partial(encoded, name, network))(obs)
+
+
+def seeing(name: str, network: Any, obs: Any) -> Callable[..., Array]:
+    """A network that always sees `obs`, its own encoding, where another network's stands beside it."""
+    return lambda _, *args: call(name, network, obs, *args)
 
 
 def normalized(loss: Scalar, q: Array) -> Scalar:

@@ -28,7 +28,11 @@ Aggregate: TypeAlias = Literal["min", "mean"] | Callable[[Array], Array]
 
 @runtime_checkable
 class Velocity(Protocol):
-    """`velocity(obs, x, t, h)`: the mean velocity over `[t, t + h]` of the flow that is at `x` at time `t`."""
+    """`velocity(obs, x, t, h)`: the mean velocity over `[t, t + h]` of the flow that is at `x` at time `t`.
+
+    It may have a method `encode(obs)`, as the networks of `nn` have. A function that calls it several times for one
+    observation then calls `encode` once, and passes the result in place of `obs`.
+    """
 
     def __call__(self, obs: Obs, x: Action, t: Scalar, h: Scalar, /) -> Array: ...
 

@@ -348,8 +348,12 @@ QUICK = {"cube-double-noisy-v0", "scene-noisy-v0", "puzzle-3x3-noisy-v0", "puzzl
 QUICK |= {"pointmaze-teleport-navigate-v0", "pointmaze-giant-stitch-v0"}
 
 
+STATES = [name for name in suite.CAN_GENERATE if not name.startswith("visual-")]
+"""Those without images, which `test_visual.py` renders."""
+
+
 @pytest.mark.parametrize(
-    "dataset", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in suite.CAN_GENERATE]
+    "dataset", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in STATES]
 )
 def test_every_recipe(dataset):
     behaviour = _oracles.make_behaviour(dataset, episode_steps=12)
@@ -367,10 +371,10 @@ def test_every_recipe(dataset):
 
 def test_recipes_are_of_the_published_sizes():
     """Episodes and steps in the commands that OGBench publishes (data_gen_scripts/commands.sh)."""
-    assert len(_oracles.RECIPES) == 26
+    assert len(_oracles.RECIPES) == 26 + 18
     million = [name for name, recipe in _oracles.RECIPES.items() if recipe == (1000, 1001)]
-    assert len(million) == 2 * (2 + 1 + 2) + 3
-    for name in ("cube-triple-play-v0", "puzzle-4x5-noisy-v0"):
+    assert len(million) == 4 * (2 + 1 + 2) + 3
+    for name in ("visual-cube-triple-noisy-v0", "cube-triple-play-v0", "puzzle-4x5-noisy-v0"):
         assert _oracles.RECIPES[name] == (3000, 1001)
     for name in ("cube-quadruple-noisy-v0", "puzzle-4x6-play-v0"):
         assert _oracles.RECIPES[name] == (5000, 1001)

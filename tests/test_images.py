@@ -8,14 +8,16 @@ import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from algorithms import transitions
 from assertions import seeds
 from hypothesis import given
 from hypothesis import strategies as st
 from test_nn import gelu, jostled, layer_norm
 
 import shortcutrl
-from shortcutrl import Transition, data, nn, rollout_k
+from shortcutrl import Transition, data, nn, rollout_k, sorl
 from shortcutrl.evaluate import EnvPool, StackedFrames, evaluate
 
 KEY = jax.random.key(0)
@@ -283,6 +285,13 @@ def test_bad_images_are_refused():
 # ------------------------------------------------------------------ how often an encoder runs
 
 
+class Calls(list):
+    """A list that `jit` takes as a static field."""
+
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+
 class Counted(eqx.Module):
     """An encoder that counts its calls."""
 
@@ -295,7 +304,7 @@ class Counted(eqx.Module):
 
 
 def counted(make, *sizes, **options):
-    calls = []
+    calls = Calls()
     encoder = Counted(jnp.arange(1.0, 4.0), calls)
     return make(*sizes, width=8, encoder=encoder, key=KEY, **options), calls
 
@@ -395,6 +404,21 @@ def test_what_calls_a_velocity_several_times_encodes_once(name):
     assert len(calls) == 1
 
 
+def test_an_update_of_sorl_encodes_once_for_each_network_and_batch_of_observations():
+    """Of the critic's loss: critic, target critic and policy. Of the policy's: policy, teacher and critic."""
+    (batch, config), calls = (transitions(), sorl.Config(num_steps=4, max_jumps=4)), Calls()
+    encoder = Counted(jnp.ones(batch.obs.shape[-1]), calls)
+    networks = sorl.networks(batch, width=8, depth=1, encoder=encoder, key=KEY)
+    optimizers = sorl.Networks(optax.sgd(1e-2), optax.sgd(1e-2))
+    state = sorl.init(networks, config=config, optimizers=optimizers)
+    calls.clear()
+    update = partial(sorl.update, config=config, optimizers=optimizers)
+    new, _ = jax.jit(update)(state, batch, key=KEY)
+    assert len(calls) == 6
+    for network in ("policy", "critic"):
+        assert jnp.any(getattr(new, network).encoder.weight != getattr(state, network).encoder.weight)
+
+
 def test_ancestral_sampling_encodes_once():
     denoiser, calls = counted(nn.ResidualDenoiser, 3, 2, blocks=1)
     shortcutrl.ddpm_sample(denoiser, OBS, jnp.ones((5, 2)), steps=5, schedule=shortcutrl.vp_schedule)
@@ -416,7 +440,7 @@ def test_a_class_of_the_user_encodes_once_by_its_own_method():
             camera, speed = self.encode(obs)
             return camera * speed - x
 
-    policy = Policy(jnp.ones(2), [])
+    policy = Policy(jnp.ones(2), Calls())
     obs = {"camera": jnp.ones(2), "speed": jnp.array(2.0)}
     np.testing.assert_allclose(rollout_k(policy, obs, jnp.zeros(2), k=1), 2.0)
     rollout_k(policy, obs, jnp.zeros(2), k=8)

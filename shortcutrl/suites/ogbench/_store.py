@@ -41,12 +41,23 @@ def write(path: Path, recipe: dict[str, Any], train: list[Path], validation: lis
     """Write a dataset from its episodes. `path` comes last, because its presence means that everything is there."""
     _label(path).write_text(json.dumps(recipe))
     for target, parts in ((_validation(path), validation), (path, train)):
-        episodes = []
-        for part in parts:
-            with np.load(part) as file:
-                episodes.append(dict(file))
-        arrays = {key: np.concatenate([episode[key] for episode in episodes]) for key in episodes[0]}
-        save_as(target, np.savez_compressed, arrays, parts[0].parent)
+        save_as(target, np.savez_compressed, _joined(parts), parts[0].parent)
+
+
+def _joined(parts: list[Path]) -> dict[str, np.ndarray]:
+    """The arrays of all episodes. Only one episode is in memory twice, because images are large."""
+    lengths = []
+    for part in parts:
+        with np.load(part) as file:
+            lengths.append(len(file["terminals"]))
+    arrays: dict[str, np.ndarray] = {}
+    for part, end, length in zip(parts, np.cumsum(lengths), lengths, strict=True):
+        with np.load(part) as file:
+            for key, values in file.items():
+                if key not in arrays:
+                    arrays[key] = np.empty((sum(lengths), *values.shape[1:]), values.dtype)
+                arrays[key][end - length : end] = values
+    return arrays
 
 
 def open_parts(folder: Path, recipe: dict[str, Any]) -> None:

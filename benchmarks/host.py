@@ -1,0 +1,101 @@
+"""Measure behaviour cloning of images in the host's memory, with batches drawn ahead, and of images on the device.
+
+taskset -c 0 python benchmarks/host.py
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import tyro
+
+from shortcutrl import Transition, bc, data, nn
+
+
+def frames(rows: int) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    return {
+        "observations": rng.integers(0, 256, (rows, 64, 64, 3)).astype(np.uint8),
+        "actions": rng.uniform(-1, 1, (rows, 5)),
+        "rewards": rng.normal(size=rows),
+        "terminals": np.zeros(rows),
+        "timeouts": np.arange(rows) % 1000 == 999,
+    }
+
+
+def ahead(draw: Any, keys: jax.Array, device: Any, count: int = 2) -> Iterator[Transition]:
+    """Batches on the device, drawn `count` batches before they are used."""
+    queue: deque[Transition] = deque()
+    for key in keys:
+        queue.append(jax.device_put(draw(key), device))
+        if len(queue) > count:
+            yield queue.popleft()
+    yield from queue
+
+
+def main(rows: int = 20_000, batch_size: int = 256, train_batch: int = 16, updates: int = 10, draws: int = 20) -> None:
+    cpu, device = jax.devices("cpu")[0], jax.devices()[0]
+    arrays = frames(rows)
+    with jax.default_device(cpu):
+        host = data.from_arrays(**arrays)
+    host, keys = jax.device_put(host, cpu), jax.random.split(jax.random.key(0), draws)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(host))
+    print(
+        f"{rows} frames: {size / 1e9:.3f} GB, or {size / rows * 1_000_000 / 1e9:.2f} GB for 1,000,000; device: {device}"
+    )
+
+    def sample(dataset, key, size):
+        return data.random_crop(data.sample(dataset, key, batch_size=size, frame_stack=3), key)
+
+    numpy = data.Dataset(*(None if field is None else np.asarray(field) for field in host))
+    drawers = {"jit, in the host's memory": partial(jax.jit(partial(sample, size=batch_size)), host)}
+    drawers["eager, NumPy arrays"] = lambda key: sample(numpy, key, batch_size)
+    for name, draw in drawers.items():
+        jax.block_until_ready(draw(keys[0]))
+        start = time.perf_counter()
+        for key in keys:
+            jax.block_until_ready(draw(key))
+        milliseconds = (time.perf_counter() - start) / draws * 1e3
+        print(f"a batch of {batch_size}, stacked and cropped, {name}: {milliseconds:.1f} ms; lower is better")
+
+    config, optimizers = bc.Config(), bc.Networks(optax.adam(3e-4))
+    draw = partial(jax.jit(partial(sample, size=train_batch)), host)
+    encoder = nn.Impala((64, 64, 9), key=keys[0])
+    networks = bc.networks(draw(keys[0]), width=256, depth=2, encoder=encoder, key=keys[0])
+    state = jax.device_put(bc.init(networks, config=config, optimizers=optimizers), device)
+
+    @jax.jit
+    def update(state, batch, key):
+        return bc.update(state, batch, config=config, optimizers=optimizers, key=key)[0]
+
+    def in_host(state, keys):
+        for batch, key in zip(ahead(draw, keys, device), keys, strict=True):
+            state = update(state, batch, key)
+        return state
+
+    there = jax.device_put(host, device)
+
+    def on_device(state, keys):
+        for key in keys:
+            state = both(state, there, key)
+        return state
+
+    @jax.jit
+    def both(state, dataset, key):
+        return update(state, sample(dataset, key, train_batch), key)
+
+    for name, run in {"on the device": on_device, "in the host's memory, drawn ahead": in_host}.items():
+        jax.block_until_ready(run(state, keys[:1]))
+        start = time.perf_counter()
+        jax.block_until_ready(run(state, keys[:updates]))
+        rate = updates / (time.perf_counter() - start)
+        print(f"updates of {train_batch} transitions, {name}: {rate:.2f} per second; higher is better")
+
+
+if __name__ == "__main__":
+    tyro.cli(main, description=__doc__)
