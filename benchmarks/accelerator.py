@@ -118,7 +118,7 @@ def cases(args: Args) -> Iterator[tuple[str, Callable[[], Case]]]:
     for path, names in ((args.sorl, ("sorl",)), (args.fql, ("fql", "iql", "ifql", "rebrac"))):
         for name in names if path is not None else ():
             yield f"update of {name} in a loop", partial(method, name, "loop")
-            yield f"update of {name} in a loop, published code", partial(published, path, name)
+            yield f"update of {name} in a loop, published code", partial(published, path, name)  # pyright: ignore
 
 
 def kernels(call: Callable[[], Any], per: int) -> dict[str, float]:
