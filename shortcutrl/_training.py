@@ -163,14 +163,23 @@ def _polyak(name: str, online: Any, target: Any, tau: Number) -> Any:
     return eqx.combine(optax.incremental_update(new, old, float(tau)), static)
 
 
-def encode_all(name: str, network: Any, obs: Any) -> Any:
-    """What a network makes of each observation of a batch once, for all that calls it."""
-    return jax.vmap(partial(encoded, name, network))(obs)
+class _Sees(eqx.Module):
+    """A network that sees its own of several encodings of an observation."""
+
+    network: Any
+    name: str = eqx.field(static=True)
+
+    def __call__(self, obs: dict[str, Any], *args: Any, **keywords: Any) -> Any:
+        return call(self.name, self.network, obs[self.name], *args, **keywords)
 
 
-def seeing(name: str, network: Any, obs: Any) -> Callable[..., Array]:
-    """A network that always sees `obs`, its own encoding, where another network's stands beside it."""
-    return lambda _, *args: call(name, network, obs, *args)
+def encode_once(obs: Any, **networks: Any) -> tuple[Any, ...]:
+    """The encodings of a batch of observations by each network, and networks that take them.
+
+    All terms of a loss share the encodings. Otherwise each would go through the encoders, forwards and backwards.
+    """
+    encodings = {name: jax.vmap(partial(encoded, name, network))(obs) for name, network in networks.items()}
+    return encodings, *(_Sees(network, name) for name, network in networks.items())
 
 
 def normalized(loss: Scalar, q: Array) -> Scalar:
@@ -210,8 +219,10 @@ def fit_critic(critic: Any, value: Any, batch: Transition, *, discount: Number) 
     return jnp.square(q - target[:, None].astype(q.dtype)).sum(axis=1).mean(), q.mean()
 
 
-def at_drawn(loss: Callable[[Any, int], tuple[Scalar, Scalar]], network: Any, name: str, k: Any, max_jumps: Integer):
-    """`loss(network, k)` for a k of 1, 2, 4, ..., `max_jumps` that may be traced, differentiable in the network.
+def at_drawn(
+    loss: Callable[..., tuple[Scalar, Scalar]], learners: tuple[Any, ...], name: str, k: Any, max_jumps: Integer
+) -> tuple[Scalar, Scalar]:
+    """`loss(*learners, k)` for a k of 1, 2, 4, ..., `max_jumps` that may be traced, differentiable in the learners.
 
     The gradient of the loss is computed inside the branch: differentiating through the switch would keep the
     intermediate values of every branch. The terms beside the loss have no gradient.
@@ -219,10 +230,10 @@ def at_drawn(loss: Callable[[Any, int], tuple[Scalar, Scalar]], network: Any, na
     allowed = [2**i for i in range(int(max_jumps).bit_length())]
     _check_one_of(name, k, allowed)
     if not isinstance(k, Tracer):
-        result, terms = loss(network, int(k))
+        result, terms = loss(*learners, int(k))
         return result, jax.lax.stop_gradient(terms)  # as in the switch
-    params, static = eqx.partition(network, eqx.is_inexact_array)
-    branches = [lambda params, each=each: loss(eqx.combine(params, static), each) for each in allowed]
+    params, static = eqx.partition(learners, eqx.is_inexact_array)
+    branches = [lambda params, each=each: loss(*eqx.combine(params, static), each) for each in allowed]
     gradients = [jax.value_and_grad(branch, has_aux=True) for branch in branches]
     index = jnp.searchsorted(jnp.array(allowed), k)
 
