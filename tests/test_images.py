@@ -405,7 +405,7 @@ def test_what_calls_a_velocity_several_times_encodes_once(name):
 
 
 def test_an_update_of_sorl_encodes_once_for_each_network_and_batch_of_observations():
-    """Of the critic's loss, in its branch: critic, target critic and policy. Of the policy's: policy, teacher, critic."""
+    """The critic's loss, in its branch: critic, target critic, policy. The policy's: policy, teacher, critic."""
     (batch, config), calls = (transitions(), sorl.Config(num_steps=4, max_jumps=1)), Calls()
     encoder = Counted(jnp.ones(batch.obs.shape[-1]), calls)
     networks = sorl.networks(batch, width=8, depth=1, encoder=encoder, key=KEY)
