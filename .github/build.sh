@@ -11,6 +11,9 @@ uv build                                  # the wheel is built from the sdist
 uv build --wheel --out-dir "$work"        # and from the repository: the same bytes
 cmp dist/*.whl "$work"/*.whl
 uvx twine check --strict dist/*
+if unzip -p dist/*.whl '*/METADATA' | grep -E '\]\((docs/|examples/|.*HFPR)'; then
+  echo "PyPI cannot follow these links of the README" && exit 1
+fi
 
 uv venv --no-project "$work/env"          # without extras, away from the sources
 uv pip install --python "$work/env" dist/*.whl

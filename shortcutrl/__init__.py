@@ -58,4 +58,4 @@ from shortcutrl.algorithms import rebrac as rebrac
 from shortcutrl.algorithms import sorl as sorl
 from shortcutrl.algorithms import srpo as srpo
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -145,9 +145,11 @@ def test_published_networks_are_wide_and_deep(module):
     assert (defaults["width"], defaults["depth"]) == (512, 4)
 
 
-@pytest.mark.parametrize(("name", "rate"), [("sorl", 1e-4), ("fql", 3e-4)])
-def test_the_published_optimizers_step_by_their_learning_rate(name, rate):
-    for optimizer in MODULES[name].OPTIMIZERS:
+@every_algorithm
+def test_the_published_optimizers_step_by_their_learning_rate(module):
+    rate = 1e-4 if name_of(module) == "sorl" else 3e-4
+    assert len(module.OPTIMIZERS) == len(module.Networks._fields)
+    for optimizer in module.OPTIMIZERS:
         updates, _ = optimizer.update(jnp.array([3.0, -4e5]), optimizer.init(jnp.zeros(2)), jnp.zeros(2))
         np.testing.assert_allclose(updates, [-rate, rate], rtol=1e-2)
 

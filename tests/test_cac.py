@@ -275,6 +275,17 @@ def test_the_agent_acts_in_two_steps(seed):
     assert_to_rounding(act(batch.obs[0], jnp.asarray(draws.q_noise[0])) - expected, 1000.0)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_levels_out_of_range_are_refused(dtype):
+    """The smallest and the largest are accepted as each dtype rounds them."""
+    sample = partial(consistency_sample, lambda obs, x, level: x, None)
+    for level in (0.00197, 80.9):
+        with pytest.raises(ValueError, match=r"`levels` must be in \[0.002, 80\]"):
+            sample(jnp.zeros((1, 2)), levels=(level,))
+    for level in (0.002, 80.0):
+        assert sample(jnp.ones((1, 2)), levels=(jnp.asarray(level, dtype).item(),)) is not None
+
+
 @pytest.mark.parametrize(("steps", "levels"), [(1, (80.0,)), (2, (80.0, 2.0)), (3, (80.0, 41.0, 2.0))])
 def test_the_levels_of_a_sample(steps, levels):
     act = cac.actor(problem(SEED)[0], config=cac.Config(sample_steps=steps))

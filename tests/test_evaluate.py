@@ -430,6 +430,12 @@ def test_the_interval_of_equal_returns_is_a_point():
     assert evaluation(0, 3, np.full(3, 2.0)).return_interval() == (2.0, 2.0)
 
 
+def test_an_interval_is_of_95_percent_by_default():
+    result = evaluation(3, 6, np.array([1.0, 2.0, 2.0, 1.0, 0.0, 8.0]))
+    assert result.success_interval() == result.success_interval(0.95) != result.success_interval(0.9)
+    assert result.return_interval() == result.return_interval(0.95) != result.return_interval(0.9)
+
+
 @pytest.mark.parametrize("interval", [Evaluation.success_interval, Evaluation.return_interval])
 def test_confidence_is_checked(interval):
     for wrong in (0, 1, 0.0, 1.0, 95, -0.5, float("nan"), np.float64(2)):

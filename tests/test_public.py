@@ -66,6 +66,60 @@ def test_names_are_re_exported_as_themselves(file):
             assert all(alias.asname == alias.name for alias in node.names), ast.unparse(node)
 
 
+WIDE = {"width": 512, "depth": 4, "encoder": None}
+POLICY, CRITIC = ({**WIDE, "layer_norm": norm, "matmul_dtype": None} for norm in (False, True))
+DEFAULTS = {
+    "advantage_weight": {"cap": 100.0},
+    "best_of_n": {"aggregate": "mean"},
+    "bon_select": {"aggregate": "mean"},
+    "consistency_sample": {"clip": None},
+    "ddpm_sample": {"clip": None},
+    "draw_flow_matching": {"shape": ()},
+    "draw_self_consistency": {"shape": ()},
+    "q_loss": {"aggregate": "mean"},
+    "rollout_k": {"clip": None, "remat": False},
+    "shortcut_loss": {
+        "flow_matching_weight": 1.0,
+        "self_consistency_weight": 1.0,
+        "flow_matching_times": None,
+        "self_consistency_times": None,
+    },
+    "td_loss": {"aggregate": "mean"},
+    "td_target": {"aggregate": "mean"},
+    "Transition": {"next_action": None},
+    "vp_schedule": {"beta_min": 0.1, "beta_max": 20.0},
+    "nn.DeterministicPolicy": POLICY | {"squash": True},
+    "nn.EnsembleCritic": CRITIC | {"ensemble": 2, "condition_on_k": False},
+    "nn.FlowPolicy": POLICY,
+    "nn.GaussianPolicy": POLICY,
+    "nn.OneStepPolicy": POLICY,
+    "nn.ResidualDenoiser": {"width": 256, "blocks": 3, "encoder": None},
+    "nn.ShortcutPolicy": POLICY | {"smallest_step": 1 / 256},
+    "nn.Value": CRITIC,
+    "data.sample": {"n_step": 1, "chunk": 1, "frame_stack": 1, "discount": None},
+    "sorl.networks": WIDE | {"condition_critic_on_k": True},
+    "cac.networks": WIDE | {"policy_width": 256, "policy_depth": 3},
+    "idql.networks": WIDE | {"policy_width": 256, "blocks": 3},
+    "srpo.networks": WIDE | {"diffusion_width": 256, "blocks": 3},
+} | {f"{name}.networks": WIDE for name in ("bc", "fawac", "fbrac", "fql", "ifql", "iql", "rebrac")}
+"""Where a default is published, it is the published one. Those of each `Config` are in the tests of its algorithm."""
+
+
+def defaults(function):
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_the_defaults_of_arguments(name):
+    assert defaults(SYMBOLS[name]) == DEFAULTS[name]
+
+
+def test_no_function_of_the_core_has_other_defaults():
+    core = {name for name in SYMBOLS if "." not in name or name.startswith("nn.") or name.endswith(".networks")}
+    assert {name for name in core if defaults(SYMBOLS[name])} == DEFAULTS.keys() - {"data.sample"}
+
+
 @pytest.mark.parametrize("name", SYMBOLS)
 def test_every_public_name_is_documented(name):
     docstring = SYMBOLS[name].__doc__ or ""

@@ -39,6 +39,31 @@ def test_the_scripts_of_the_workflows_exist():
             assert (ROOT / script).exists(), script
 
 
+def readme_on_pypi():
+    text = (ROOT / "README.md").read_text()
+    for each in PROJECT["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]:
+        text = re.sub(each["pattern"], each["replacement"], text)
+    return text
+
+
+def test_the_links_of_the_readme_work_on_pypi():
+    text = re.sub(r"^```.*?^```$", "", readme_on_pypi(), flags=re.DOTALL | re.MULTILINE)
+    links = re.findall(r"(!?)\[[^\]]*\]\((.*?)\)", text)
+    assert len(links) > 10
+    for image, link in links:
+        assert link.startswith("https://"), link
+        found = re.fullmatch(r"https://(\w+\.)?github.*/shortcutrl/(blob/)?v\$HFPR_VERSION/(.+?)(#.*)?", link)
+        if found:
+            assert (found[1], found[2]) == (("raw.", None) if image else (None, "blob/")), link
+            assert (ROOT / found[3]).exists(), link
+
+
+def test_the_substitutions_leave_code_alone():
+    code = r"^```.*?^```$"
+    find = lambda text: re.findall(code, text, flags=re.DOTALL | re.MULTILINE)
+    assert find(readme_on_pypi()) == find((ROOT / "README.md").read_text())
+
+
 @pytest.mark.slow
 def test_the_package_builds_and_is_importable_without_extras():
     done = subprocess.run([ROOT / ".github" / "build.sh"], capture_output=True, text=True)

@@ -469,6 +469,13 @@ def test_bad_input_is_refused_at_once(change, kind, message):
     assert time.perf_counter() - begin < 2
 
 
+def test_the_largest_batch_is_accepted():
+    draw = partial(data.sample, DATASET, batch_size=2**20)
+    assert jax.eval_shape(draw, KEY).reward.shape == (2**20,)
+    with pytest.raises(ValueError, match="must be at most 1048576, got 1048577"):
+        data.sample(DATASET, KEY, batch_size=2**20 + 1)
+
+
 @pytest.mark.parametrize("name", ["n_step", "chunk", "frame_stack"])
 def test_under_jit_the_size_of_the_data_is_the_bound(name):
     draw = partial(data.sample, key=KEY, batch_size=2, discount=0.9, **{name: 30})

@@ -12,6 +12,7 @@ from algorithms import transitions
 from assertions import assert_uniform, assert_unrelated
 
 from shortcutrl import Transition, nn, sorl
+from shortcutrl._training import normalized
 
 N = 2048
 KEYS = jax.random.split(jax.random.key(0), N)
@@ -278,6 +279,11 @@ def test_the_normalised_loss_is_divided_by_the_mean_magnitude_of_q():
     (raw, raw_q), (normal, q) = (q_gradient(3, normalize_q=on, data=batch(1)) for on in (False, True))
     assert raw_q == q
     assert jnp.allclose(normal, raw / jnp.abs(q))
+
+
+def test_where_q_is_zero_the_loss_is_not_divided():
+    assert normalized(jnp.array(3.0), jnp.zeros(4)) == 3
+    assert normalized(jnp.array(3.0), jnp.array([1.0, -2.0])) == 2
 
 
 def test_the_published_optimizer_clips_and_then_steps_by_its_learning_rate():

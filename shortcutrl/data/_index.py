@@ -71,7 +71,7 @@ def _history(dataset: Dataset, rows: Array, frames: int) -> Array:
     """The rows of the last `frames` observations, shape `(batch, frames)`; the first of the episode is repeated."""
 
     def one(row):
-        before = row - 1 - jnp.arange(frames - 1)
+        before = row - jnp.arange(1, frames)
         known = _first(_is_end(dataset, before) | (before < 0))
         return row - jnp.minimum(jnp.arange(frames)[::-1], known)
 
