@@ -29,12 +29,12 @@ UPDATES = 20  # in one scan
 
 PASSES: dict[str, dict[str, float]] = {
     "bc": {"policy": 3},
-    "iql": {"policy": 3, "critic": 1 + 3, "value": 1 + 3},
+    "iql": {"policy": 3, "critic": 2 + 3, "value": 2 + 3},
     "rebrac": {"policy": 1 + 3 / 2, "critic": 1 + 3 + 2 / 2},
     "idql": {"policy": 3, "critic": 1 + 3, "value": 1 + 3},
     "srpo": {"diffusion": 3 + 1, "policy": 3, "critic": 1 + 3 + 2, "value": 1 + 3},
     "cac": {"policy": 10 * 2 + 3 + 1 + 2 * 3, "critic": 10 + 3 + 2},
-    "fawac": {"policy": 10 + 3, "critic": 2 + 3, "value": 3},
+    "fawac": {"policy": 10 + 3, "critic": 3 + 3, "value": 1 + 3},
     "fbrac": {"policy": 10 + 3 + 10 * 3, "critic": 1 + 3 + 2},
     "ifql": {"policy": 3, "critic": 1 + 3, "value": 1 + 3},
     "fql": {"flow": 3 + 10, "student": 1 + 3, "critic": 1 + 3 + 2},

@@ -38,12 +38,12 @@ METHODS = {
     "IQL": Method(iql, iql.Config(alpha=10.0)),
     "ReBRAC": Method(rebrac, rebrac.Config(policy_penalty=1.0)),
     "SRPO": Method(srpo, srpo.Config(beta=0.15)),
-    "IDQL": Method(idql, idql.Config()),
+    "IDQL": Method(idql, idql.Config(denoising_steps=20)),
     "IFQL": Method(ifql, ifql.Config()),
     "FAWAC": Method(fawac, fawac.Config(alpha=3.0)),
     "FBRAC": Method(fbrac, fbrac.Config(alpha=3.0)),
     "CAC": Method(cac, cac.Config(eta=1.0, num_levels=40, schedule_updates=1500)),
-    "FQL": Method(fql, fql.Config(alpha=3.0)),
+    "FQL": Method(fql, fql.Config(alpha=10.0)),
     "SORL": Method(sorl, sorl.Config(q_weight=5.0)),
 }
 

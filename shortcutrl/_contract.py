@@ -21,7 +21,7 @@ from shortcutrl._types import Encoder, Transition
 def checked(kind: Any, draw: Callable[..., Any] | None = None) -> Callable[[T], T]:
     """`typed` for a function of an algorithm, with checks of the state, the batch and the draws that it is given.
 
-    `kind` names the networks. A loss of what learns, which comes first, has `draw`, the function that makes its draws.
+    `kind` names the networks. For a loss, whose first argument is what learns, pass `draw`, which makes its draws.
     """
 
     def decorate(function: T) -> T:

@@ -16,7 +16,7 @@ from shortcutrl import _checks, _contract
 from shortcutrl._call import call, encoded, ensemble_of, q_of, value_of
 from shortcutrl._typed import show
 from shortcutrl._types import Aggregate, Integer, Number, Scalar, Transition
-from shortcutrl._value import bellman_target, expectile_loss
+from shortcutrl._value import bellman_target, expectile_loss, td_loss
 
 
 class Carried(eqx.Module):
@@ -206,6 +206,15 @@ def fit_value(
     v = v_of_data("value", value, batch.obs)
     losses = jax.vmap(lambda v, q: expectile_loss(lambda _: v, None, q, expectile=expectile))(v, q)
     return losses.mean(), v.mean()
+
+
+def fit_td(
+    critic: Any, target_critic: Any, actor: Any, batch: Transition, noise: Array, config: Any
+) -> tuple[Scalar, Scalar]:
+    """The batch's mean of `td_loss`, and the mean Q."""
+    options = {"discount": config.discount, "aggregate": config.aggregate}
+    losses, info = jax.vmap(partial(td_loss, critic, target_critic, actor, **options))(batch, noise)
+    return losses.mean(), info.q.mean()
 
 
 def fit_critic(critic: Any, value: Any, batch: Transition, *, discount: Number) -> tuple[Scalar, Scalar]:

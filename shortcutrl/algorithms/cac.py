@@ -3,6 +3,7 @@
 Source: consistency actor-critic ([arXiv 2309.16984](https://arxiv.org/abs/2309.16984)) and its code, with the settings
 of the FQL paper ([arXiv 2502.02538](https://arxiv.org/abs/2502.02538)). The code differs in these points:
 
+- The critic is 3 x 256 with Mish and no LayerNorm, and learning rates follow a cosine to zero.
 - The policy is an MLP of 3 x 256 with Mish. Its input is not scaled, and it sees an embedding of the noise level.
 - The schedule of the noise levels starts again at each evaluation; here it runs once.
 - The loss of Q takes one critic, drawn at random, and divides by the mean |Q| of the other; here both are the mean over

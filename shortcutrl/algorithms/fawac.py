@@ -20,7 +20,6 @@ from shortcutrl._improve import advantage_weight
 from shortcutrl._step import rollout_k
 from shortcutrl._typed import typed
 from shortcutrl._types import Actor, Encoder, Integer, Number, Scalar, Transition
-from shortcutrl._value import td_loss
 
 
 class Networks(NamedTuple):
@@ -240,9 +239,7 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
         ```
     """
     actor = partial(rollout_k, state.policy, k=config.flow_steps, clip=config.clip)
-    options = {"discount": config.discount, "aggregate": config.aggregate}
-    losses, info = jax.vmap(partial(td_loss, critic, state.target_critic, actor, **options))(batch, draws.td_noise)
-    return losses.mean(), info.q.mean()
+    return _training.fit_td(critic, state.target_critic, actor, batch, draws.td_noise, config)
 
 
 @_contract.checked(Networks, draw)

@@ -15,12 +15,12 @@ from jaxtyping import Array, PRNGKeyArray
 
 from shortcutrl import _contract, _training, nn
 from shortcutrl._actors import clipped
+from shortcutrl._call import action_of
 from shortcutrl._flow import flow_matching_loss
 from shortcutrl._improve import distill_loss, q_loss
 from shortcutrl._step import rollout_k
 from shortcutrl._typed import typed
 from shortcutrl._types import Actor, Encoder, Integer, Number, Scalar, Transition
-from shortcutrl._value import td_loss
 
 
 class Networks(NamedTuple):
@@ -239,9 +239,7 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
         ```
     """
     student = partial(clipped, state.student, clip=config.clip)
-    options = {"discount": config.discount, "aggregate": config.aggregate}
-    losses, info = jax.vmap(partial(td_loss, critic, state.target_critic, student, **options))(batch, draws.td_noise)
-    return losses.mean(), info.q.mean()
+    return _training.fit_td(critic, state.target_critic, student, batch, draws.td_noise, config)
 
 
 @_contract.checked(Networks, draw)
@@ -276,11 +274,17 @@ def policy_loss(
     match = partial(flow_matching_loss, flow, h=0.0)
     flow_matching = jax.vmap(match)(batch.obs, batch.action, draws.flow_noise, draws.flow_t).mean()
     teacher = partial(rollout_k, flow, k=config.flow_steps, clip=config.clip)
-    distillation = jax.vmap(partial(distill_loss, student, teacher))(batch.obs, draws.noise).mean()
-    improve = partial(q_loss, partial(clipped, student, clip=config.clip), _training.fixed(state.critic))
-    losses, info = jax.vmap(improve)(batch.obs, draws.noise)
-    minus_q = losses.mean()
-    q_term = _training.normalized(minus_q, info.q) if config.normalize_q else minus_q
+    critic = _training.fixed(state.critic)
+
+    def improve(obs, noise):
+        action = action_of("student", student, obs, noise)
+        taken = lambda obs, noise: action  # one pass of the student for both losses
+        minus_q, info = q_loss(partial(clipped, taken, clip=config.clip), critic, obs, noise)
+        return distill_loss(taken, teacher, obs, noise), minus_q, info.q
+
+    distillations, losses, q = jax.vmap(improve)(batch.obs, draws.noise)
+    distillation, minus_q = distillations.mean(), losses.mean()
+    q_term = _training.normalized(minus_q, q) if config.normalize_q else minus_q
     return flow_matching + config.alpha * distillation + q_term, (flow_matching, distillation, minus_q)
 
 

@@ -4,8 +4,9 @@ Source: implicit diffusion Q-learning ([arXiv 2304.10573](https://arxiv.org/abs/
 schedule, sampler and residual network. The rest is as in the comparison of the FQL paper
 ([arXiv 2502.02538](https://arxiv.org/abs/2502.02538)) and in [`iql`][shortcutrl.iql.update]. IDQL's code differs:
 
-- Critic and value: 2 x 256 with ReLU; the critic's loss is a mean over the ensemble, here the sum.
-- The policy: dropout of 0.1, a learning rate that follows a cosine to zero, an average that moves by 0.001.
+- Critic and value: 2 x 256 with ReLU and no LayerNorm; the critic's loss is a mean over the ensemble, here the sum.
+- The policy: dropout of 0.1, weight decay of 1e-4, a learning rate that follows a cosine to zero, an average that moves
+  by 0.001, the best of 64.
 - Batches of 512. The FQL paper trains IDQL for 3M updates, and most methods for 1M.
 """
 

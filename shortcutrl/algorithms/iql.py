@@ -299,8 +299,7 @@ def policy_loss(policy: Any, state: State, batch: Transition, draws: Draws, *, c
         ```
     """
     act = partial(noiseless, policy)
-    noise = batch.action  # only its shape is used
-    mean = jax.vmap(act)(batch.obs, noise).astype(batch.action.dtype)
+    mean = jax.vmap(act)(batch.obs, batch.action).astype(batch.action.dtype)  # the action gives the shape of the noise
     nll = jax.vmap(gaussian_nll)(mean, batch.action)
     if config.policy == "awr":
         q = _training.q_of_data("state.critic", state.critic, batch, "min")
@@ -308,8 +307,8 @@ def policy_loss(policy: Any, state: State, batch: Transition, draws: Draws, *, c
         weight = jax.vmap(partial(advantage_weight, temperature=config.alpha))(q, v)
         return jnp.mean(weight * nll), nll.mean()
     critic = _training.fixed(state.critic)
-    improve = partial(q_loss, partial(clipped, act, clip=config.clip), critic, aggregate="min")
-    losses, info = jax.vmap(improve)(batch.obs, noise)
+    taken = partial(clipped, lambda obs, action: action, clip=config.clip)
+    losses, info = jax.vmap(partial(q_loss, taken, critic, aggregate="min"))(batch.obs, mean)
     return _training.normalized(losses.mean(), info.q) + config.alpha * nll.mean(), nll.mean()
 
 

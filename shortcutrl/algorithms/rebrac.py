@@ -52,7 +52,7 @@ class Config:
       (published: 0 or 0.01).
     - `target_noise`: the standard deviation of the noise on the action in the TD target, non-negative.
     - `target_noise_clip`: the largest such noise, non-negative.
-    - `policy_period`: the policy and both targets move in every such update, at least 1.
+    - `policy_period`: the policy and both targets move in every `policy_period`-th update, at least 1.
     - `discount`: γ, in [0, 1].
     - `tau`: how far the targets move, in (0, 1].
     - `clip`: the range of actions, (low, high), or `None`.
