@@ -318,3 +318,20 @@ def test_many_seeds(home, tmp_path):
     finish(start(home, "evaluate.py", many / "task3-seed1", "--k", "1", "--episodes", "1", "--processes", "1"))
     first, again = read_rows(many / "task3-seed1", "table")
     assert first["success"] == again["success"]
+
+
+@pytest.mark.slow
+def test_the_student_of_fql_keeps_the_modes_that_a_gaussian_loses(monkeypatch):
+    """At the published ratio of imitation to Q, the student keeps all five modes; the mean action is in none."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    example = importlib.import_module("methods")
+    modes = 0.8 * np.stack([np.cos(0.4 * np.pi * np.arange(5)), np.sin(0.4 * np.pi * np.arange(5))], axis=1)
+    dataset = example.make_dataset()
+    state = example.train(dataset, example.METHODS["FQL"], updates=2000, seed=0)
+    act = example.METHODS["FQL"].module.actor(state, config=example.METHODS["FQL"].config)
+    noise = jax.random.normal(jax.random.key(1), (1000, 2))
+    actions = np.asarray(jax.vmap(partial(act, jnp.zeros(1)))(noise))
+    gaussian = np.random.default_rng(0).multivariate_normal(dataset.action.mean(axis=0), np.cov(dataset.action.T), 1000)
+    distance, of_gaussian = (np.linalg.norm(x[:, None] - modes, axis=2) for x in (actions, gaussian))
+    assert (distance < 0.2).mean(axis=0).min() > 0.05
+    assert (distance.min(axis=1) > 0.3).mean() < 0.35 < 0.6 < (of_gaussian.min(axis=1) > 0.3).mean()
