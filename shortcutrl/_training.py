@@ -163,14 +163,24 @@ def _polyak(name: str, online: Any, target: Any, tau: Number) -> Any:
     return eqx.combine(optax.incremental_update(new, old, float(tau)), static)
 
 
-def encode_all(name: str, network: Any, obs: Any) -> Any:
-    """What a network makes of each observation of a batch once, for all that calls it."""
-    return jax.vmap(partial(encoded, name, network))(obs)
+class Seeing(eqx.Module):
+    """A network that sees its own part of observations that `encode_once` made."""
+
+    network: Any
+    name: str = eqx.field(static=True)
+
+    def __call__(self, obs: Any, *args: Any, **options: Any) -> Array:
+        return call(self.name, partial(self.network, **options), obs[self.name], *args)
 
 
-def seeing(name: str, network: Any, obs: Any) -> Callable[..., Array]:
-    """A network that always sees `obs`, its own encoding, where another network's stands beside it."""
-    return lambda _, *args: call(name, network, obs, *args)
+def encode_once(state: Any, obs: Any, *names: str) -> tuple[Any, dict[str, Any]]:
+    """What the networks of these names make of the observations of a batch once, for all that calls them.
+
+    Returns a state whose networks take it in place of the observations.
+    """
+    networks = {name: Seeing(getattr(state, name), name) for name in names}
+    encode = {name: partial(encoded, name, each.network) for name, each in networks.items()}
+    return state._replace(**networks), {name: jax.vmap(each)(obs) for name, each in encode.items()}
 
 
 def normalized(loss: Scalar, q: Array) -> Scalar:
@@ -210,8 +220,15 @@ def fit_critic(critic: Any, value: Any, batch: Transition, *, discount: Number) 
     return jnp.square(q - target[:, None].astype(q.dtype)).sum(axis=1).mean(), q.mean()
 
 
-def at_drawn(loss: Callable[[Any, int], tuple[Scalar, Scalar]], network: Any, name: str, k: Any, max_jumps: Integer):
-    """`loss(network, k)` for a k of 1, 2, 4, ..., `max_jumps` that may be traced, differentiable in the network.
+def at_drawn(
+    loss: Callable[[Any, Any, int], tuple[Scalar, Scalar]],
+    network: Any,
+    obs: Any,
+    name: str,
+    k: Any,
+    max_jumps: Integer,
+) -> tuple[Scalar, Scalar]:
+    """`loss(network, obs, k)` for a k of 1, 2, 4, ..., `max_jumps` that may be traced, differentiable in both others.
 
     The gradient of the loss is computed inside the branch: differentiating through the switch would keep the
     intermediate values of every branch. The terms beside the loss have no gradient.
@@ -219,10 +236,10 @@ def at_drawn(loss: Callable[[Any, int], tuple[Scalar, Scalar]], network: Any, na
     allowed = [2**i for i in range(int(max_jumps).bit_length())]
     _checks.check_one_of(name, k, allowed)
     if not isinstance(k, Tracer):
-        result, terms = loss(network, int(k))
+        result, terms = loss(network, obs, int(k))
         return result, jax.lax.stop_gradient(terms)  # as in the switch
-    params, static = eqx.partition(network, eqx.is_inexact_array)
-    branches = [lambda params, each=each: loss(eqx.combine(params, static), each) for each in allowed]
+    params, static = eqx.partition((network, obs), eqx.is_inexact_array)
+    branches = [lambda params, each=each: loss(*eqx.combine(params, static), each) for each in allowed]
     gradients = [jax.value_and_grad(branch, has_aux=True) for branch in branches]
     index = jnp.searchsorted(jnp.array(allowed), k)
 

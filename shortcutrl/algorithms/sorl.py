@@ -239,13 +239,12 @@ def draw(key: PRNGKeyArray, batch: Transition, *, config: Config, jumps_key: PRN
         assert draws.td_k == draws.q_k == 1 and draws.flow_t.shape == (8,)
         ```
     """
-    own_key, noise_key, flow_key, consistency_key = jax.random.split(key, 4)
-    k_key = own_key if jumps_key is None else jumps_key
-    td_k, q_k = 2 ** jax.random.randint(k_key, (2,), 0, int(config.max_jumps).bit_length())
+    own, noise_key, flow_key, consistency_key = jax.random.split(key, 4)
+    td_k, q_k = 2 ** jax.random.randint(own if jumps_key is None else jumps_key, (2,), 0, config.max_jumps.bit_length())
     td_noise, q_noise, flow_noise, noise = jax.random.normal(noise_key, (4, *batch.action.shape), batch.action.dtype)
     flow_t, _ = draw_flow_matching(flow_key, num_steps=config.num_steps, shape=batch.reward.shape)
-    num_steps = max(config.num_steps, 2)  # not used if M = 1
-    times = draw_self_consistency(consistency_key, num_steps=num_steps, shape=batch.reward.shape)
+    # Not used if M = 1.
+    times = draw_self_consistency(consistency_key, num_steps=max(config.num_steps, 2), shape=batch.reward.shape)
     return Draws(td_k, q_k, td_noise, q_noise, flow_noise, flow_t, noise, times)
 
 
@@ -278,24 +277,17 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
         ```
     """
     state, batch, draws = _training.fixed((state, batch, draws))
-    seen = _training.encode_all("state.target_critic", state.target_critic, batch.next_obs)
-    next_obs = _training.encode_all("state.policy", state.policy, batch.next_obs)
+    state, obs = _training.encode_once(state._replace(critic=critic), batch.obs, "critic")
+    state, next_obs = _training.encode_once(state, batch.next_obs, "policy", "target_critic")
 
-    def loss(learner, k):
-        critic, obs = learner
+    def loss(critic, obs, k):
         actor = partial(rollout_k, state.policy, k=k, clip=config.clip)
         critics = _bind(critic, k, config), _bind(state.target_critic, k, config)
-
-        def each(transition, seen, noise):
-            target_critic = _training.seeing("state.target_critic", critics[1], seen)
-            options: dict[str, Any] = {"discount": config.discount, "aggregate": config.aggregate}
-            return td_loss(critics[0], target_critic, actor, transition, noise, **options)
-
-        losses, info = jax.vmap(each)(batch._replace(obs=obs, next_obs=next_obs), seen, draws.td_noise)
+        each = partial(td_loss, *critics, actor, discount=config.discount, aggregate=config.aggregate)
+        losses, info = jax.vmap(each)(batch._replace(obs=obs, next_obs=next_obs), draws.td_noise)
         return losses.mean(), info.q.mean()
 
-    learner = critic, _training.encode_all("critic", critic, batch.obs)
-    return _training.at_drawn(loss, learner, "draws.td_k", draws.td_k, config.max_jumps)
+    return _training.at_drawn(loss, state.critic, obs, "draws.td_k", draws.td_k, config.max_jumps)
 
 
 @_contract.checked(Networks, draw)
@@ -327,29 +319,21 @@ def policy_loss(
         ```
     """
     state, batch, draws = _training.fixed((state, batch, draws))
-    obs = _training.encode_all("policy", policy, batch.obs)
-    seen = _training.encode_all("state.critic", state.critic, batch.obs)
+    state, obs = _training.encode_once(state._replace(policy=policy), batch.obs, "policy", "target_policy", "critic")
 
-    def minus_q(learner, k):
-        policy, obs = learner
+    def minus_q(policy, obs, k):
         actor = partial(rollout_k, policy, k=k, clip=config.clip, remat=config.remat)
-        critic = partial(_training.seeing, "state.critic", _bind(state.critic, k, config))
-        losses, info = jax.vmap(lambda obs, seen, noise: q_loss(actor, critic(seen), obs, noise))(
-            obs, seen, draws.q_noise
-        )
+        losses, info = jax.vmap(partial(q_loss, actor, _bind(state.critic, k, config)))(obs, draws.q_noise)
         loss = _training.normalized(losses.mean(), info.q) if config.normalize_q else losses.mean()
         return config.q_weight * loss, losses.mean()
 
-    match = partial(flow_matching_loss, policy, h=1 / config.num_steps)
+    match = partial(flow_matching_loss, state.policy, h=1 / config.num_steps)
     flow_matching = jax.vmap(match)(obs, batch.action, draws.flow_noise, draws.flow_t).mean()
     self_consistency = jnp.zeros_like(flow_matching)
     if config.num_steps > 1:
-        taught = _training.encode_all("state.target_policy", state.target_policy, batch.obs)
-        teacher = partial(_training.seeing, "state.target_policy", state.target_policy)
-        agree = lambda obs, taught, *rest: self_consistency_loss(policy, teacher(taught), obs, *rest)
-        jumps = draws.consistency_noise, *draws.consistency_times
-        self_consistency = jax.vmap(agree)(obs, taught, batch.action, *jumps).mean()
-    q_term, q = _training.at_drawn(minus_q, (policy, obs), "draws.q_k", draws.q_k, config.max_jumps)
+        agree = jax.vmap(partial(self_consistency_loss, state.policy, state.target_policy))
+        self_consistency = agree(obs, batch.action, draws.consistency_noise, *draws.consistency_times).mean()
+    q_term, q = _training.at_drawn(minus_q, state.policy, obs, "draws.q_k", draws.q_k, config.max_jumps)
     loss = config.flow_matching_weight * flow_matching + config.self_consistency_weight * self_consistency + q_term
     return loss, (q, flow_matching, self_consistency)
 
