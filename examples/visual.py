@@ -4,7 +4,7 @@
 
 By default a small training on two cores. With the published settings of FQL on `visual-*` tasks, for an accelerator:
 
-    MUJOCO_GL=egl python examples/visual.py --data-episodes 1000 --updates 500000 --updates-per-dispatch 1000
+    MUJOCO_GL=egl python examples/visual.py --data-episodes 1000 --updates 500000 --updates-per-row 1000
     --updates-per-checkpoint 10000 --batch-size 256 --width 512 --depth 4 --learning-rate 3e-4 --q-weight 10
     --episodes 50
 
@@ -40,9 +40,9 @@ class Args:
     data_episodes: int = 2  # of a dataset that is rendered locally; a tenth as many, at least one, are held out
     seed: int = 0  # of the networks and the training
 
-    updates: int = 300  # gradient steps
-    updates_per_dispatch: int = 10  # gradient steps in one call of the compiled program, and one row of metrics
-    updates_per_checkpoint: int = 20  # a multiple of updates_per_dispatch
+    updates: int = 200  # gradient steps
+    updates_per_row: int = 10  # gradient steps that one row of metrics is the mean of
+    updates_per_checkpoint: int = 50  # a multiple of updates_per_row
     batch_size: int = 32  # transitions in one gradient step
     width: int = 256  # of each hidden layer behind the encoder
     depth: int = 2  # hidden layers behind the encoder
@@ -53,8 +53,8 @@ class Args:
     crop_probability: float = 0.5  # that the images of a batch are moved by up to three pixels
 
     k: int = 8  # jumps to act with
-    episodes: int = 4  # of the evaluation
-    processes: int = 2  # that hold its environments
+    episodes: int = 2  # of the evaluation
+    processes: int = 1  # that hold its environments
 
 
 def train(args: Args, dataset: data.Dataset, run: Run, config: sorl.Config) -> tuple[sorl.State, sorl.State]:
@@ -70,25 +70,25 @@ def train(args: Args, dataset: data.Dataset, run: Run, config: sorl.Config) -> t
     untrained = sorl.init(networks, config=config, optimizers=optimizers)
     state = run.restore(untrained)
 
-    @jax.jit
-    def many_updates(state, dataset, keys):
-        def one_update(state, key):
-            batch_key, crop_key, update_key = jax.random.split(key, 3)
-            batch = crop(sample(dataset, batch_key), crop_key)
-            return sorl.update(state, batch, config=config, optimizers=optimizers, key=update_key)
+    @jax.jit  # no scan over updates: on a CPU, convolutions in a loop of XLA take many times as long
+    def update(state, dataset, key):
+        batch_key, crop_key, update_key = jax.random.split(key, 3)
+        batch = crop(sample(dataset, batch_key), crop_key)
+        return sorl.update(state, batch, config=config, optimizers=optimizers, key=update_key)
 
-        state, info = jax.lax.scan(one_update, state, keys)
-        return state, jax.tree.map(jnp.mean, info)
-
+    infos = []
     with tqdm(total=args.updates, initial=run.step, desc="training", unit="update") as bar:
-        while (done := bar.n) < args.updates:
-            count = min(args.updates_per_dispatch, args.updates - done)
-            state, info = many_updates(state, dataset, jax.random.split(jax.random.fold_in(train_key, done), count))
-            run.log(done + count, info._asdict())
-            bar.set_postfix({name: f"{getattr(info, name):.3g}" for name in ("td", "q", "flow_matching")})
-            bar.update(count)
-            if bar.n % args.updates_per_checkpoint == 0 or bar.n == args.updates:
-                run.save(bar.n, state)
+        for step in range(run.step + 1, args.updates + 1):
+            state, info = update(state, dataset, jax.random.fold_in(train_key, step))
+            infos.append(info)
+            bar.update()
+            if step % args.updates_per_row == 0:
+                row = {name: float(np.mean([getattr(each, name) for each in infos])) for name in info._fields}
+                run.log(step, row)
+                bar.set_postfix({name: f"{row[name]:.3g}" for name in ("td", "q", "flow_matching")})
+                infos.clear()
+            if step % args.updates_per_checkpoint == 0 or step == args.updates:
+                run.save(step, state)
     return untrained, state
 
 
@@ -105,13 +105,17 @@ def squared_error(state: sorl.State, config: sorl.Config, k: int, obs: Any, acti
     """Of the mean of several actions, for each row; the mean over the action's dimensions."""
 
     @jax.jit
-    def one(obs, action, key):
-        noise = jax.random.normal(key, (samples, *action.shape))
-        mean = jax.vmap(partial(sorl.actor(state, config=config, k=k), obs))(noise).mean(0)
-        return jnp.square(mean - action).mean()
+    def errors(obs, actions, keys):
+        def one(obs, action, key):
+            noise = jax.random.normal(key, (samples, *action.shape))
+            mean = jax.vmap(partial(sorl.actor(state, config=config, k=k), obs))(noise).mean(0)
+            return jnp.square(mean - action).mean()
 
-    keys = jax.random.split(jax.random.key(0), len(actions))
-    return np.asarray(jax.lax.map(lambda row: one(*row), (obs, actions, keys), batch_size=50))
+        return jax.vmap(one)(obs, actions, keys)
+
+    rows = obs, actions, jax.random.split(jax.random.key(0), len(actions))
+    parts = [jax.tree.map(lambda x, i=i: x[i : i + 100], rows) for i in range(0, len(actions), 100)]
+    return np.concatenate([errors(*part) for part in parts])
 
 
 def interval(values: Any, blocks: int = 20) -> str:

@@ -124,7 +124,7 @@ def test_visual_episodes_are_those_of_the_states_rendered_and_loaded_in_uint8(tm
     [
         (lambda x: x.astype(np.float32), "`observations` must be uint8, got float32"),
         (lambda x: x[..., 0], r"`observations` must have shape \(rows, 64, 64, 3\), got \(4, 64, 64\)"),
-        (lambda x: x[:3], "`observations` has 3 rows but `actions` has 4"),
+        (lambda x: x[:3], "`actions` has 4 rows but `observations` has 3"),
     ],
 )
 def test_malformed_images_are_named(change, said, tmp_path):
@@ -148,7 +148,7 @@ def test_malformed_images_are_named(change, said, tmp_path):
 @pytest.mark.usefixtures("renderer")
 def test_the_visual_example_runs_small(home, tmp_path, monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "egl")
-    small = ["--data-episodes", "1", "--updates", "2", "--updates-per-dispatch", "1", "--batch-size", "2"]
+    small = ["--data-episodes", "1", "--updates", "2", "--updates-per-row", "1", "--batch-size", "2"]
     said = finish(start(home, "visual.py", "--out", tmp_path / "out", *small, "--episodes", "1"), timeout=3_600)
     assert "lower than the dataset's mean action by" in said
     assert "rendered steps of the evaluation" in said

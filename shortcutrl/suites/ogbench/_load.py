@@ -182,10 +182,10 @@ def _read(path: Path, env_name: str, env: Any) -> Dataset:
     columns |= {name: info[name].shape for name in ("button_states",) if name in info}
     arrays = _arrays(path, ["terminals", *columns])
     images = {"observations"} if obs.dtype == np.uint8 else set()
-    values = {name: as_float32(name, arrays[name], rank=2) for name in columns.keys() - images}
-    values |= {name: as_stored(name, arrays[name]) for name in images}
+    read = lambda name, array: as_stored(name, array) if name in images else as_float32(name, array, rank=2)
+    values = {name: read(name, arrays[name]) for name in columns}
     ends = as_flags("terminals", arrays["terminals"])
-    check_rows({**values, "terminals": ends}, "actions")
+    check_rows({**values, "terminals": ends}, "observations")
     for name, shape in columns.items():
         if values[name].shape[1:] != shape:
             raise ValueError(f"`{name}` must have shape (rows, {', '.join(map(str, shape))}), got {values[name].shape}")
