@@ -105,7 +105,7 @@ TABLE = {
 ELSEWHERE = {
     *("vp_schedule", "diffuse", "denoising_loss", "ddpm_sample", "score_distillation_loss"),
     *("noise_level", "consistency_function", "consistency_loss", "consistency_sample"),
-    *("nn.ResidualDenoiser", "nn.Features", "sorl.networks"),
+    *("nn.ResidualDenoiser", "nn.Features", "sorl.networks", "keep_memory"),
 }
 
 cases = pytest.mark.parametrize("case", TABLE.values(), ids=TABLE.keys())
