@@ -68,7 +68,7 @@ def problem(seed):
         rng.normal(size=(BATCH, 3, 2, ACTION)),
         rng.normal(size=(BATCH, 2, ACTION)),
         rng.normal(size=(BATCH, ACTION)),
-        rng.uniform(size=BATCH),
+        np.append(rng.uniform(size=BATCH - 1), 1 - 1e-9),  # one between the last two noise levels
     )
     return state, random_batch(rng), draws
 

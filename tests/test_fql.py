@@ -4,8 +4,11 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from algorithms import KEY, networks, start, transitions
 from assertions import each
+from jax.flatten_util import ravel_pytree
 from reference import CLIP, assert_agrees, read
 
 from shortcutrl import clipped, distill_loss, flow_matching_loss, fql, nn, q_loss, rollout_k, td_loss
@@ -176,6 +179,44 @@ def test_the_copy_of_the_policys_loss_agrees(published):
 def test_a_wrong_policy_loss_is_caught(published, mutant):
     with pytest.raises(AssertionError, match="relative error"):
         assert_policy_agrees(mutant, published)
+
+
+# ------------------------------------------------- the same without the arrays, on random networks
+
+
+def assert_is_the_copy(name, loss):
+    """`loss` and its gradient are those of the copy that agrees with the published code, where clipping matters."""
+    config = fql.Config(alpha=3.0, flow_steps=3, aggregate="min", clip=(-0.1, 0.1))
+    state, batch = start(fql), transitions()
+    state = state._replace(target_critic=networks(fql, jax.random.key(1)).critic)
+    draws = fql.draw(KEY, batch)
+    learning, copy = {
+        "critic": (state.critic, another_critic_loss(clip=config.clip)),
+        "policy": ((state.flow, state.student), another_policy_loss(flow_clip=config.clip, q_clip=config.clip)),
+    }[name]
+    results = [
+        jax.jit(jax.value_and_grad(partial(each, config=config), has_aux=True))(learning, state, batch, draws)
+        for each in (loss, copy)
+    ]
+    (ours, _), (right, _) = (ravel_pytree((value, grad)) for (value, _), grad in results)
+    np.testing.assert_allclose(ours, right, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["critic", "policy"])
+def test_the_losses_are_their_copies(name):
+    assert_is_the_copy(name, getattr(fql, f"{name}_loss"))
+
+
+@pytest.mark.parametrize("loss", WRONG_POLICY_LOSSES)
+def test_the_mutants_of_the_policys_loss_are_not(loss):
+    with pytest.raises(AssertionError, match="Not equal"):
+        assert_is_the_copy("policy", WRONG_POLICY_LOSSES[loss])
+
+
+@pytest.mark.parametrize("loss", WRONG_CRITIC_LOSSES)
+def test_the_mutants_of_the_critics_loss_are_not(loss):
+    with pytest.raises(AssertionError, match="Not equal"):
+        assert_is_the_copy("critic", WRONG_CRITIC_LOSSES[loss])
 
 
 # ------------------------------------------------------------------------ what the update adds

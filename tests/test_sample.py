@@ -213,6 +213,14 @@ def test_a_valid_start_among_thousands_of_others_is_found():
         assert (starts(dataset, jax.random.split(KEY, 3), batch_size=batch_size) == 3000).all()
 
 
+def test_one_valid_start_that_is_found_once_is_enough(monkeypatch):
+    """Of two rows the first is valid. Each round draws two, so that often one of them is."""
+    monkeypatch.setattr(_sample, "MIN_DRAWS", 1)
+    dataset = episodes([2], masks=(1,))
+    draw = jax.jit(jax.vmap(lambda key: data.sample(dataset, key, batch_size=1).reward))
+    assert (draw(jax.random.split(KEY, 64)) == dataset.reward[0]).all()
+
+
 @pytest.mark.parametrize("lengths", [[5], [5, 3], [3, 5]])
 def test_an_episode_may_be_looked_through_to_its_end_and_no_further(lengths):
     dataset = episodes(lengths, masks=(1,), after=True)

@@ -11,7 +11,7 @@ import pytest
 from algorithms import transitions
 from assertions import assert_uniform, assert_unrelated
 
-from shortcutrl import Transition, nn, sorl
+from shortcutrl import Transition, flow_matching_loss, nn, q_loss, rollout_k, self_consistency_loss, sorl, td_loss
 from shortcutrl._training import normalized
 
 N = 2048
@@ -237,6 +237,31 @@ def test_no_optimizer_state_is_kept_for_targets():
     size = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
     assert size((state.policy_opt_state, state.critic_opt_state)) == 2 * size((policy, critic)) + 2
     assert size(state) == 4 * size((policy, critic)) + 2
+
+
+def test_the_losses_are_weighted_sums_of_means_over_the_batch():
+    weights = {"flow_matching_weight": 2.0, "self_consistency_weight": 3.0, "q_weight": 5.0}
+    settings, data = config(num_steps=4, max_jumps=2, discount=0.9, aggregate="min", **weights), transitions()
+    make = lambda seed: sorl.networks(data, width=8, depth=1, condition_critic_on_k=False, key=jax.random.key(seed))
+    (policy, critic), targets = make(0), make(1)
+    state = sorl.State(policy, critic, *targets, None, None)
+    draws = sorl.draw(jax.random.key(2), data, config=settings)._replace(td_k=1, q_k=2)
+
+    imitate = partial(flow_matching_loss, policy, h=1 / 4)
+    flow_matching = jax.vmap(imitate)(data.obs, data.action, draws.flow_noise, draws.flow_t).mean()
+    agree = partial(self_consistency_loss, policy, targets.policy)
+    jumps = draws.consistency_noise, *draws.consistency_times
+    self_consistency = jax.vmap(agree)(data.obs, data.action, *jumps).mean()
+    improve = partial(q_loss, partial(rollout_k, policy, k=2), critic)
+    minus_q = jax.vmap(improve)(data.obs, draws.q_noise)[0].mean()
+    loss, terms = sorl.policy_loss(policy, state, data, draws, config=settings)
+    np.testing.assert_allclose(terms, (minus_q, flow_matching, self_consistency), rtol=1e-9)
+    np.testing.assert_allclose(loss, 2 * flow_matching + 3 * self_consistency + 5 * minus_q, rtol=1e-9)
+
+    one = partial(td_loss, critic, targets.critic, partial(rollout_k, policy, k=1), discount=0.9, aggregate="min")
+    td, info = jax.vmap(one)(data, draws.td_noise)
+    loss, q = sorl.critic_loss(critic, state, data, draws, config=settings)
+    np.testing.assert_allclose((loss, q), (td.mean(), info.q.mean()), rtol=1e-9)
 
 
 # ----------------------------------------------------------------------- the weight of Q
