@@ -111,6 +111,34 @@ def learner(module, name, state):
     return networks if trains_several(module, name) else networks[0]
 
 
+def assert_update(module, state, batch, config, *, in_turn=False):
+    """An update steps each network down the gradient of its loss, then moves the averages by `config.tau`.
+
+    The losses see the state before the update; `in_turn`, each sees what those before it have stepped.
+    """
+    state, batch = jax.tree.map(jnp.asarray, (state, batch))
+    fields, key = module.Networks._fields, jax.random.key(0)
+    rates = {name: 0.1 * i for i, name in enumerate(fields, 1)}
+    optimizers = module.Networks(*map(optax.sgd, rates.values()))
+    targets = {name: getattr(state, name) for name in state._fields if name.startswith("target_")}
+    networks = tuple(getattr(state, name) for name in fields)
+    old = expected = module.init(networks, config=config, optimizers=optimizers)._replace(**targets)
+    new, _ = module.update(old, batch, config=config, optimizers=optimizers, key=key)
+    for name, trained in losses(module).items():
+        seen = expected if in_turn else old
+        gradient = jax.grad(functools.partial(getattr(module, name), config=config), has_aux=True)
+        grads, _ = gradient(learner(module, name, seen), seen, batch, draws(module, key, batch, config))
+        for field, grad in zip(trained, grads if trains_several(module, name) else (grads,), strict=True):
+            step = lambda leaf, grad, rate=rates[field]: leaf - rate * grad
+            expected = expected._replace(**{field: jax.tree.map(step, getattr(old, field), grad)})
+    for name, target in targets.items():
+        move = lambda old, new: old + config.tau * (new - old)
+        expected = expected._replace(**{name: jax.tree.map(move, target, getattr(expected, name[len("target_") :]))})
+    for name in (*fields, *targets):
+        for leaf, known in zip(*(jax.tree.leaves(getattr(state, name)) for state in (new, expected)), strict=True):
+            np.testing.assert_allclose(leaf, known, rtol=1e-9, err_msg=name)
+
+
 class Own(eqx.Module):
     """A network of the user's own, of parts of Equinox that have leaves other than arrays: activations and flags."""
 

@@ -1,4 +1,4 @@
-"""FQL: agreement of its losses and gradients with arrays that the published FQL code computed, to 1e-4 relative."""
+"""FQL: its losses and gradients are the published ones, to 1e-4 relative, and those of a plain oracle."""
 
 from functools import partial
 
@@ -6,12 +6,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from algorithms import KEY, networks, start, transitions
-from assertions import each
-from jax.flatten_util import ravel_pytree
+from algorithms import assert_update
+from assertions import assert_caught, assert_unrelated, each, seeds
+from hypothesis import given
+from losses import (
+    ACTION,
+    BATCH,
+    LinearPolicy,
+    LinearVelocity,
+    QuadraticCritic,
+    assert_loss,
+    mean,
+    random_batch,
+    rows,
+    same,
+)
 from reference import CLIP, assert_agrees, read
+from scipy.stats import kstest
 
-from shortcutrl import clipped, distill_loss, flow_matching_loss, fql, nn, q_loss, rollout_k, td_loss
+from shortcutrl import distill_loss, flow_matching_loss, fql, nn, rollout_k
+
+CONFIG = fql.Config(alpha=0.7, discount=0.9, tau=0.25)
+OTHER = fql.Config(alpha=0.7, discount=0.9, aggregate="min", flow_steps=3, normalize_q=True)
+SEED = 0
+
+# --------------------------------------------------------------------------- the published arrays
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +74,6 @@ def value_and_grad(loss, published, network):
     return of_network(network, state_of(published), published.batch, draws_of(published))
 
 
-# ----------------------------------------------------------------------------------- agreement
-
-
 def assert_critic_agrees(loss, published):
     (value, q), grad = value_and_grad(loss, published, state_of(published).critic)
     assert_agrees(value, published["fql/critic/loss"])
@@ -90,64 +106,127 @@ def test_the_flows_actions(published):
     assert_agrees(actions, published["fql/flow_actions"])
 
 
-# ------------------------------------------------------------------------------------- mutants
+# --------------------------------------------------------------------------- plain oracles
 
 
-def another_critic_loss(clip=CLIP, next_noise=lambda draws: draws.td_noise, target=True):
-    """`fql.critic_loss` with its parts free; as they stand here it is right."""
+def problem(seed):
+    rng = np.random.default_rng(seed)
+    networks = LinearVelocity.random(rng), LinearPolicy.random(rng), QuadraticCritic.random(rng)
+    draws = fql.Draws(*rng.normal(size=(3, BATCH, ACTION)), rng.uniform(size=BATCH))
+    return fql.State(*networks, QuadraticCritic.random(rng), None, None, None), random_batch(rng), draws
 
-    def loss(critic, state, batch, draws, *, config):
-        actor = partial(clipped, state.student, clip=clip)
-        critics = critic, state.target_critic if target else state.critic
-        options = {"discount": config.discount, "aggregate": config.aggregate}
-        losses, info = jax.vmap(partial(td_loss, *critics, actor, **options))(batch, next_noise(draws))
-        return losses.mean(), info.q.mean()
+
+def critic_oracle(critic, state, batch, draws, config):
+    def term(row, draw):
+        next_action = np.clip(state.student.w @ row.next_obs + draw.td_noise, *config.clip)
+        next_q = np.asarray(state.target_critic(row.next_obs, next_action))
+        next_v = next_q.min() if config.aggregate == "min" else next_q.mean()
+        error = critic(row.obs, row.action) - (row.reward + config.discount * row.mask * next_v)
+        grad = QuadraticCritic(np.outer(error, row.obs), error[:, None] * (row.action - critic.goal))
+        return np.mean(error**2), grad
+
+    return mean([term(row, draw) for row, draw in zip(rows(batch), rows(draws), strict=True)])
+
+
+def policy_oracle(policy, state, batch, draws, config):
+    (low, high), (flow, student) = config.clip, policy
+    pairs = list(zip(rows(batch), rows(draws), strict=True))
+    acts = [student.w @ row.obs + draw.noise for row, draw in pairs]
+    q = [np.mean(state.critic(row.obs, np.clip(act, low, high))) for (row, _), act in zip(pairs, acts, strict=True)]
+    size = np.mean(np.abs(q)) if config.normalize_q else 1.0
+
+    def term(row, draw, act, q):
+        matching, grad = flow.matching(row.action, draw.flow_noise, draw.flow_t)
+        error = act - np.clip(flow.euler(draw.noise, config.flow_steps)[0], low, high)
+        slope = (np.clip(act, low, high) - state.critic.goal.mean(axis=0)) * ((low < act) & (act < high))  # of minus Q
+        by_action = config.alpha * 2 * error / ACTION + slope / size
+        loss = matching + config.alpha * np.mean(error**2) - q / size
+        return loss, (grad, LinearPolicy(np.outer(by_action, row.obs)))
+
+    return mean([term(*pair, *each) for pair, *each in zip(pairs, acts, q, strict=True)])
+
+
+CHECKS = {"critic": (fql.critic_loss, critic_oracle), "policy": (fql.policy_loss, policy_oracle)}
+
+
+def check(loss, name, seed, *, slack=1.0):
+    state, batch, draws = problem(seed)
+    network = (state.flow, state.student) if name == "policy" else state.critic
+    for config in (CONFIG, OTHER):
+        assert_loss(loss, CHECKS[name][1], network, state, batch, draws, config, slack=slack)
+
+
+@pytest.mark.parametrize("name", CHECKS)
+@given(seed=seeds)
+def test_the_losses_are_the_oracles(name, seed):
+    check(CHECKS[name][0], name, seed)
+
+
+# --------------------------------------------------------------------------- mutants
+
+
+def clip_to(action, config):
+    return jnp.clip(action, *config.clip)
+
+
+def unclipped(action, config):
+    return action
+
+
+def another_critic_loss(
+    clip=clip_to,
+    noise="td_noise",
+    critic="target_critic",
+    obs="next_obs",
+    aggregate=lambda q, config: q.min() if config.aggregate == "min" else q.mean(),
+    stop=jax.lax.stop_gradient,
+):
+    """The loss with its parts free; as they stand here it is right."""
+
+    def loss(learning, state, batch, draws, *, config):
+        def one(row, draw):
+            seen = getattr(row, obs)
+            action = clip(state.student(seen, getattr(draw, noise)), config)
+            next_v = aggregate(getattr(state, critic)(seen, action), config)
+            q = learning(row.obs, row.action)
+            return jnp.mean((q - stop(row.reward + config.discount * row.mask * next_v)) ** 2), q.mean()
+
+        return jax.tree.map(jnp.mean, jax.vmap(one)(batch, draws))
 
     return loss
 
 
-WRONG_CRITIC_LOSSES = {
-    "the next action is not clipped": another_critic_loss(clip=None),
-    "the policy's noise": another_critic_loss(next_noise=lambda draws: draws.noise),
-    "the online critic as its target": another_critic_loss(target=False),
-}
-
-
-def test_the_copy_of_the_critics_loss_agrees(published):
-    assert_critic_agrees(another_critic_loss(), published)
-
-
-@each(WRONG_CRITIC_LOSSES)
-def test_a_wrong_critic_loss_is_caught(published, mutant):
-    with pytest.raises(AssertionError, match="relative error"):
-        assert_critic_agrees(mutant, published)
-
-
 def another_policy_loss(
-    flow_clip=CLIP,
-    distil_clip=None,
-    q_clip=CLIP,
+    flow_clip=clip_to,
+    distil_clip=unclipped,
+    q_clip=clip_to,
     alpha=lambda config: config.alpha,
     steps=lambda config: config.flow_steps,
     teacher=lambda flow: jax.tree.map(jax.lax.stop_gradient, flow),
-    critic=lambda state: state.critic,
-    aggregate="mean",
-    distill=distill_loss,
-    noise=lambda draws: draws.noise,
+    critic="critic",
+    stop=lambda critic: jax.tree.map(jax.lax.stop_gradient, critic),
+    aggregate=jnp.mean,
+    distil=distill_loss,
+    noise="noise",
+    q_noise="noise",
+    size=lambda q, config: jax.lax.stop_gradient(jnp.abs(q).mean()) if config.normalize_q else 1.0,
 ):
-    """`fql.policy_loss` with its parts free; as they stand here it is right."""
+    """The loss with its parts free; as they stand here it is right."""
 
     def loss(policy, state, batch, draws, *, config):
         flow, student = policy
-        match = partial(flow_matching_loss, flow, h=0.0)
-        flow_matching = jax.vmap(match)(batch.obs, batch.action, draws.flow_noise, draws.flow_t).mean()
-        actor = partial(rollout_k, teacher(flow), k=steps(config), clip=flow_clip)
-        imitate = partial(distill, partial(clipped, student, clip=distil_clip), actor)
-        distillation = jax.vmap(imitate)(batch.obs, noise(draws)).mean()
-        improve = partial(q_loss, partial(clipped, student, clip=q_clip), critic(state), aggregate=aggregate)
-        losses, _ = jax.vmap(improve)(batch.obs, draws.noise)
-        total = flow_matching + alpha(config) * distillation + losses.mean()
-        return total, (flow_matching, distillation, losses.mean())
+
+        def one(row, draw):
+            matching = flow_matching_loss(flow, row.obs, row.action, draw.flow_noise, draw.flow_t, h=0.0)
+            imitate = lambda obs, noise: distil_clip(student(obs, noise), config)
+            actor = lambda obs, noise: flow_clip(rollout_k(teacher(flow), obs, noise, k=steps(config)), config)
+            distillation = distil(imitate, actor, row.obs, getattr(draw, noise))
+            action = q_clip(student(row.obs, getattr(draw, q_noise)), config)
+            return matching, distillation, aggregate(stop(getattr(state, critic))(row.obs, action))
+
+        matching, distillation, q = jax.vmap(one)(batch, draws)
+        terms = matching.mean(), distillation.mean(), -q.mean()
+        return terms[0] + alpha(config) * terms[1] + terms[2] / size(q, config), terms
 
     return loss
 
@@ -156,89 +235,94 @@ def without_stop(student, teacher, obs, noise):
     return jnp.mean(jnp.square(student(obs, noise) - teacher(obs, noise)))
 
 
-WRONG_POLICY_LOSSES = {
-    "Q of the unclipped student": another_policy_loss(q_clip=None),
-    "distillation of the unclipped flow": another_policy_loss(flow_clip=None),
-    "distillation of the clipped student": another_policy_loss(distil_clip=CLIP),
-    "a gradient into the flow": another_policy_loss(distill=without_stop, teacher=lambda flow: flow),
-    "the sum over dimensions": another_policy_loss(distill=lambda *args: 3 * distill_loss(*args)),
-    "no weight on distillation": another_policy_loss(alpha=lambda config: 1.0),
-    "one step too few": another_policy_loss(steps=lambda config: config.flow_steps - 1),
-    "one jump": another_policy_loss(steps=lambda config: 1),
-    "the minimum of the ensemble": another_policy_loss(aggregate="min"),
-    "the target critic": another_policy_loss(critic=lambda state: state.target_critic),
-    "the noise of flow matching": another_policy_loss(noise=lambda draws: draws.flow_noise),
+RIGHT = {"critic": another_critic_loss(), "policy": another_policy_loss()}
+WRONG = {
+    "critic: the next action is not clipped": ("critic", another_critic_loss(clip=unclipped)),
+    "critic: the policy's noise": ("critic", another_critic_loss(noise="noise")),
+    "critic: the online critic as its target": ("critic", another_critic_loss(critic="critic")),
+    "critic: bootstraps from obs": ("critic", another_critic_loss(obs="obs")),
+    "policy: Q of the unclipped student": ("policy", another_policy_loss(q_clip=unclipped)),
+    "policy: distillation of the unclipped flow": ("policy", another_policy_loss(flow_clip=unclipped)),
+    "policy: distillation of the clipped student": ("policy", another_policy_loss(distil_clip=clip_to)),
+    "policy: a gradient into the flow": ("policy", another_policy_loss(distil=without_stop, teacher=same)),
+    "policy: the sum over dimensions": ("policy", another_policy_loss(distil=lambda *args: 3 * distill_loss(*args))),
+    "policy: no weight on distillation": ("policy", another_policy_loss(alpha=lambda config: 1.0)),
+    "policy: one step too few": ("policy", another_policy_loss(steps=lambda config: config.flow_steps - 1)),
+    "policy: one jump": ("policy", another_policy_loss(steps=lambda config: 1)),
+    "policy: the minimum of the ensemble": ("policy", another_policy_loss(aggregate=jnp.min)),
+    "policy: the target critic": ("policy", another_policy_loss(critic="target_critic")),
+    "policy: the noise of flow matching": ("policy", another_policy_loss(noise="flow_noise")),
+    "policy: Q of the target's noise": ("policy", another_policy_loss(q_noise="td_noise")),
 }
+UNPUBLISHED = {
+    "critic: always the mean": ("critic", another_critic_loss(aggregate=lambda q, config: q.mean())),
+    "critic: always the minimum": ("critic", another_critic_loss(aggregate=lambda q, config: q.min())),
+    "critic: a gradient into the target": ("critic", another_critic_loss(stop=same)),
+    "policy: a gradient into the critic": ("policy", another_policy_loss(stop=same)),
+    "policy: Q never normalised": ("policy", another_policy_loss(size=lambda q, config: 1.0)),
+    "policy: a gradient into the normaliser": (
+        "policy",
+        another_policy_loss(size=lambda q, config: jnp.abs(q).mean() if config.normalize_q else 1.0),
+    ),
+}
+"""Those that the published arrays, of one config and of one gradient for each loss, cannot all tell apart."""
 
 
-def test_the_copy_of_the_policys_loss_agrees(published):
-    assert_policy_agrees(another_policy_loss(), published)
+@pytest.mark.parametrize("name", CHECKS)
+def test_the_mutants_differ_from_a_right_loss(name):
+    check(RIGHT[name], name, SEED)
 
 
-@each(WRONG_POLICY_LOSSES)
-def test_a_wrong_policy_loss_is_caught(published, mutant):
+@each(WRONG | UNPUBLISHED)
+def test_a_wrong_loss_is_caught(mutant):
+    name, loss = mutant
+    assert_caught(check, loss, name, SEED)
+
+
+AGREES = {"critic": assert_critic_agrees, "policy": assert_policy_agrees}
+
+
+@pytest.mark.parametrize("name", AGREES)
+def test_the_right_copies_agree_with_the_published_arrays(published, name):
+    AGREES[name](RIGHT[name], published)
+
+
+@each(WRONG)
+def test_the_published_arrays_catch_a_wrong_loss(published, mutant):
+    name, loss = mutant
     with pytest.raises(AssertionError, match="relative error"):
-        assert_policy_agrees(mutant, published)
+        AGREES[name](loss, published)
 
 
-# ------------------------------------------------- the same without the arrays, on random networks
+# --------------------------------------------------------------------------- updates, draws and defaults
 
 
-def assert_is_the_copy(name, loss):
-    """`loss` and its gradient are those of the copy that agrees with the published code, where clipping matters."""
-    config = fql.Config(alpha=3.0, flow_steps=3, aggregate="min", clip=(-0.1, 0.1))
-    state, batch = start(fql), transitions()
-    state = state._replace(target_critic=networks(fql, jax.random.key(1)).critic)
-    draws = fql.draw(KEY, batch)
-    learning, copy = {
-        "critic": (state.critic, another_critic_loss(clip=config.clip)),
-        "policy": ((state.flow, state.student), another_policy_loss(flow_clip=config.clip, q_clip=config.clip)),
-    }[name]
-    results = [
-        jax.jit(jax.value_and_grad(partial(each, config=config), has_aux=True))(learning, state, batch, draws)
-        for each in (loss, copy)
-    ]
-    (ours, _), (right, _) = (ravel_pytree((value, grad)) for (value, _), grad in results)
-    np.testing.assert_allclose(ours, right, rtol=1e-9, atol=1e-12)
+def test_an_update_steps_each_network_by_its_own_loss_and_then_the_average():
+    assert_update(fql, *problem(SEED)[:2], CONFIG)
 
 
-@pytest.mark.parametrize("name", ["critic", "policy"])
-def test_the_losses_are_their_copies(name):
-    assert_is_the_copy(name, getattr(fql, f"{name}_loss"))
+def test_the_terms_are_reported_before_weighting():
+    state, batch, draws = jax.tree.map(jnp.asarray, problem(SEED))
+    for config in (CONFIG, OTHER):
+        _, terms = fql.policy_loss((state.flow, state.student), state, batch, draws, config=config)
+        _, expected = RIGHT["policy"]((state.flow, state.student), state, batch, draws, config=config)
+        np.testing.assert_allclose(terms, expected, rtol=1e-12)
+    _, q = fql.critic_loss(state.critic, state, batch, draws, config=CONFIG)
+    np.testing.assert_allclose(q, jax.vmap(state.critic)(batch.obs, batch.action).mean(), rtol=1e-12)
 
 
-@pytest.mark.parametrize("loss", WRONG_POLICY_LOSSES)
-def test_the_mutants_of_the_policys_loss_are_not(loss):
-    with pytest.raises(AssertionError, match="Not equal"):
-        assert_is_the_copy("policy", WRONG_POLICY_LOSSES[loss])
-
-
-@pytest.mark.parametrize("loss", WRONG_CRITIC_LOSSES)
-def test_the_mutants_of_the_critics_loss_are_not(loss):
-    with pytest.raises(AssertionError, match="Not equal"):
-        assert_is_the_copy("critic", WRONG_CRITIC_LOSSES[loss])
-
-
-# ------------------------------------------------------------------------ what the update adds
-
-
-def test_the_normalised_q_loss_is_divided_by_the_mean_magnitude(published):
-    state, draws, config = state_of(published), draws_of(published), config_of(published)
-    policy = state.flow, state.student
-    terms = fql.policy_loss(policy, state, published.batch, draws, config=config)[1]
-    normalised, same = fql.policy_loss(
-        policy, state, published.batch, draws, config=fql.Config(alpha=0.0, normalize_q=True)
-    )
-    student = jax.vmap(partial(clipped, state.student, clip=CLIP))(published.batch.obs, draws.noise)
-    q = jax.vmap(state.critic)(published.batch.obs, student).mean(axis=1)
-    assert_agrees(normalised, terms[0] + terms[2] / jnp.abs(q).mean())
-    assert_agrees(same, terms)
-
-
-def test_the_agent_acts_with_the_clipped_student(published):
-    state, noise = state_of(published), 9 * draws_of(published).noise
-    actor = fql.actor(state, config=config_of(published))
-    actions = jax.vmap(actor)(published.batch.obs, noise)
-    raw = jax.vmap(state.student)(published.batch.obs, noise)
+def test_the_agent_acts_with_the_clipped_student():
+    state, batch, draws = jax.tree.map(jnp.asarray, problem(SEED))
+    act = fql.actor(state, config=CONFIG)
+    raw = batch.obs[0] @ state.student.w.T + 9 * draws.noise[0]
     assert jnp.abs(raw).max() > 1
-    assert_agrees(actions, jnp.clip(raw, *CLIP))
+    np.testing.assert_allclose(act(batch.obs[0], 9 * draws.noise[0]), jnp.clip(raw, -1, 1), rtol=1e-12)
+
+
+def test_the_draws_are_standard_normal_and_uniform():
+    batch = jax.tree.map(lambda leaf: jnp.repeat(jnp.asarray(leaf), 1000, axis=0), problem(0)[1])
+    draws = fql.draw(jax.random.key(0), batch)
+    noises = draws.td_noise, draws.noise, draws.flow_noise
+    assert all(kstest(np.ravel(noise), "norm").pvalue > 1e-3 for noise in noises)
+    assert kstest(np.ravel(draws.flow_t), "uniform").pvalue > 1e-3
+    assert_unrelated(draws.flow_t, *(row for noise in noises for row in noise.T))
