@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import ring
+from algorithms import assert_update
 from assertions import assert_caught, each, seeds
 from hypothesis import given
 from losses import (
@@ -258,6 +259,11 @@ def test_networks_of_float64_fit_data_of_float32(config):
     networks = jax.tree.map(jnp.asarray, state)
     loss, _ = iql.policy_loss(networks.policy, networks, batch, DRAWS, config=config)
     np.testing.assert_allclose(loss, oracle(state.policy, state, batch, DRAWS, config)[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["awr", "ddpgbc"])
+def test_an_update_steps_each_network_by_its_own_loss_and_then_the_average(policy):
+    assert_update(iql, *problem(SEED), iql.Config(policy=policy, alpha=0.3, tau=0.25))
 
 
 def test_the_published_defaults():
