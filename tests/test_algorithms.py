@@ -37,7 +37,7 @@ from algorithms import (
     transitions,
 )
 
-from shortcutrl import algorithms
+from shortcutrl import algorithms, nn
 
 SHARED = {"sorl": {"jumps_key": jax.random.key(9)}}
 """Draws that the agents of one `vmap` share, so that a switch stays one."""
@@ -139,10 +139,22 @@ def test_the_defaults_are_the_published_ones(name):
     assert dataclasses.asdict(MODULES[name].Config()) == PUBLISHED[name]
 
 
+SIZES = {("cac", "policy"): [256] * 3, ("idql", "policy"): (256, 3), ("srpo", "diffusion"): (256, 3)}
+"""The sizes of hidden layers, or of a residual network its width and its blocks, that differ from the others'."""
+
+
+def hidden(network):
+    if isinstance(network, nn.ResidualDenoiser):
+        return len(network.first.bias), len(network.blocks)
+    mlp = network.members if isinstance(network, nn.EnsembleCritic) else network.mlp
+    return [bias.shape[-1] for bias in mlp.biases[:-1]]
+
+
 @every_algorithm
-def test_published_networks_are_wide_and_deep(module):
-    defaults = {name: p.default for name, p in inspect.signature(module.networks).parameters.items()}
-    assert (defaults["width"], defaults["depth"]) == (512, 4)
+def test_the_networks_have_the_published_sizes(module):
+    made = eqx.filter_eval_shape(module.networks, transitions(), key=KEY)
+    for name, network in made._asdict().items():
+        assert hidden(network) == SIZES.get((name_of(module), name), [512] * 4), name
 
 
 @every_algorithm

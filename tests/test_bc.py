@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 import ring
+from algorithms import assert_update
 from assertions import assert_caught, each, seeds
 from hypothesis import given
 from losses import LinearPolicy, assert_loss, mean, random_batch, rows
@@ -85,6 +86,10 @@ def test_likelihoods_of_other_shapes_or_dtypes_are_refused():
         gaussian_nll(jnp.zeros(2), jnp.zeros(3))
     with pytest.raises(TypeError, match=r"^`mean`|^`action`"):
         gaussian_nll(jnp.zeros(2, jnp.float32), jnp.zeros(2, jnp.float64))
+
+
+def test_an_update_steps_the_policy_by_its_loss():
+    assert_update(bc, *problem(0), CONFIG)
 
 
 def test_training_reaches_the_mean_between_two_modes():

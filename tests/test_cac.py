@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 import ring
+from algorithms import assert_update
 from assertions import assert_caught, assert_to_rounding, assert_unrelated, each, seeds
 from hypothesis import given
 from losses import ACTION, BATCH, QuadraticCritic, assert_loss, mean, random_batch, rows, same
@@ -257,11 +258,16 @@ def test_the_number_of_noise_levels_grows(updates, levels):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_the_last_pair_of_levels_is_reached_and_not_passed(dtype):
-    """In few digits a uniform draw may round to 1."""
+    """In few digits a uniform draw may round to 1: the last pair is that of the draws just below 1."""
     state, batch, draws = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), problem(SEED))
     state = state._replace(updates=jnp.asarray(1000))
-    loss, _ = cac.policy_loss(state.policy, state, batch, draws._replace(level=jnp.ones(BATCH, dtype)), config=CONFIG)
-    assert jnp.isfinite(loss)
+
+    def loss(level):
+        drawn = draws._replace(level=jnp.full(BATCH, level, dtype))
+        return cac.policy_loss(state.policy, state, batch, drawn, config=CONFIG)[0]
+
+    below, before = 1 - float(jnp.finfo(dtype).epsneg), 1 - 1.5 / (CONFIG.num_levels - 1)
+    assert loss(1.0) == loss(below) != loss(before)
 
 
 # ------------------------------------------------------------------- actions, updates, draws and defaults
@@ -293,22 +299,18 @@ def test_the_levels_of_a_sample(steps, levels):
 
 
 def test_an_update_steps_the_critic_then_the_policy_against_it_and_then_the_averages():
-    state, batch, _ = jax.tree.map(jnp.asarray, problem(SEED))
-    optimizers, key = cac.Networks(optax.sgd(1e-4), optax.sgd(0.2)), jax.random.key(0)
     config = cac.Config(tau=0.25, eta=0.7, backup_candidates=3)
-    state = cac.init((state.policy, state.critic), config=config, optimizers=optimizers)
-    new, info = cac.update(state, batch, config=config, optimizers=optimizers, key=key)
-    assert (state.updates, new.updates, info.levels) == (0, 1, 2)
-    draws, old = cac.draw(key, batch, config=config), state
-    for name, rate in (("critic", 0.2), ("policy", 1e-4)):
-        loss = partial(getattr(cac, f"{name}_loss"), config=config)
-        grads = jax.grad(loss, has_aux=True)(getattr(state, name), state, batch, draws)[0]
-        stepped = jax.tree.map(lambda old, grad, rate=rate: old - rate * grad, getattr(state, name), grads)
-        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), getattr(new, name), stepped)
-        state = state._replace(**{name: stepped})
-    for name in ("policy", "critic"):
-        moved = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, getattr(old, name), getattr(new, name))
-        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), getattr(new, f"target_{name}"), moved)
+    assert_update(cac, *problem(SEED)[:2], config, in_turn=True)
+
+
+def test_an_update_counts():
+    state, batch, _ = jax.tree.map(jnp.asarray, problem(SEED))
+    optimizers = cac.Networks(optax.sgd(0.1), optax.sgd(0.1))
+    state = cac.init((state.policy, state.critic), config=CONFIG, optimizers=optimizers)
+    for count in range(2):
+        assert state.updates == count
+        state, info = cac.update(state, batch, config=CONFIG, optimizers=optimizers, key=jax.random.key(0))
+        assert info.levels == number_of_levels(count, CONFIG)
 
 
 def test_the_published_optimizers_clip_the_gradient_at_5():

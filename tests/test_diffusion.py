@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from assertions import assert_caught, each, seeds
+from assertions import assert_caught, assert_unrelated, each, seeds
 from gaussian import SIZE, Affine, Data, close
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import kstest, truncnorm, uniform
 
 from shortcutrl import (
     ddpm_sample,
@@ -406,6 +407,23 @@ def test_the_residual_network_is_the_published_one():
     block = [(256,), (256,), (256, 1024), (1024,), (1024, 256), (256,)]
     time = [(32,), (64, 128), (128,), (128, 128), (128,)]
     assert shapes == [*time, (138, 256), (256,), *3 * block, (256, 3), (3,)]
+
+
+def test_the_residual_network_starts_as_the_published_one():
+    """Glorot-uniform layers, LeCun-normal ones in the blocks, standard normal frequencies, and biases of zeros."""
+    make = lambda key: nn.ResidualDenoiser(4, 4, width=16, blocks=2, key=key)
+    networks = eqx.filter_vmap(make)(jax.random.split(jax.random.key(0), 64))
+    outer = *networks.time, networks.first, networks.last
+    inner = [layer for block in networks.blocks for layer in (block.wide, block.narrow)]
+    bounds = [np.sqrt(6 / sum(layer.weight.shape[-2:])) for layer in outer]
+    scales = [layer.weight.shape[-2] ** -0.5 / truncnorm(-2, 2).std() for layer in inner]
+    laws = *(uniform(-bound, 2 * bound) for bound in bounds), *(truncnorm(-2, 2, scale=scale) for scale in scales)
+    for layer, law in zip((*outer, *inner), laws, strict=True):
+        assert kstest(np.ravel(layer.weight), law.cdf).pvalue > 1e-3
+        assert not layer.bias.any()
+    assert kstest(np.ravel(networks.frequencies), "norm").pvalue > 1e-3
+    assert all((block.norm.weight == 1).all() and not block.norm.bias.any() for block in networks.blocks)
+    assert_unrelated(*(layer.weight for layer in inner))
 
 
 def test_the_residual_network_computes_what_it_says():

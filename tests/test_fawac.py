@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import ring
+from algorithms import assert_update
 from assertions import assert_caught, assert_unrelated, each, seeds
 from hypothesis import given
 from losses import (
@@ -181,6 +182,10 @@ def test_the_agent_takes_all_euler_steps():
     state, batch, draws = problem(SEED)
     action = fawac.actor(state, config=CONFIG)(batch.obs[0], jnp.asarray(draws.td_noise[0]))
     np.testing.assert_allclose(action, np.clip(state.policy.euler(draws.td_noise[0], 10)[0], -1, 1), rtol=1e-12)
+
+
+def test_an_update_steps_each_network_by_its_own_loss_and_then_the_average():
+    assert_update(fawac, *problem(SEED)[:2], fawac.Config(tau=0.25, aggregate="min"))
 
 
 def test_the_published_defaults():

@@ -6,9 +6,9 @@ import diffusing
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import ring
+from algorithms import assert_update
 from assertions import assert_caught, assert_to_rounding, assert_uniform, assert_unrelated, each, seeds
 from diffusing import LinearDenoiser, signal
 from hypothesis import given
@@ -188,20 +188,7 @@ def test_one_candidate_needs_no_critic():
 
 
 def test_an_update_steps_each_network_by_its_own_loss_and_then_the_averages():
-    state, batch, _ = jax.tree.map(jnp.asarray, problem(SEED)[:3])
-    optimizers = idql.Networks(*map(optax.sgd, (0.1, 0.2, 0.3)))
-    state = idql.init((state.policy, state.critic, state.value), config=CONFIG, optimizers=optimizers)
-    key, config = jax.random.key(0), idql.Config(tau=0.25)
-    new, _ = idql.update(state, batch, config=config, optimizers=optimizers, key=key)
-    args = state, batch, idql.draw(key, batch, config=config)
-    for name, rate in (("policy", 0.1), ("critic", 0.2), ("value", 0.3)):
-        loss = getattr(idql, f"{name}_loss")
-        grads = jax.grad(partial(loss, config=config), has_aux=True)(getattr(state, name), *args)[0]
-        stepped = jax.tree.map(lambda old, grad, rate=rate: old - rate * grad, getattr(state, name), grads)
-        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), getattr(new, name), stepped)
-    for name in ("policy", "critic"):
-        moved = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, getattr(state, name), getattr(new, name))
-        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), getattr(new, f"target_{name}"), moved)
+    assert_update(idql, *problem(SEED)[:2], idql.Config(tau=0.25))
 
 
 def test_the_published_defaults():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import reference
 import ring
+from algorithms import assert_update
 from assertions import assert_caught, assert_to_rounding, assert_unrelated, each, seeds
 from hypothesis import given
 from losses import (
@@ -68,7 +69,8 @@ def published():
 def test_the_losses_are_the_published_ones(loss, name, folder):
     state, config = published()
     draws = ifql.Draws(fql_repo.arrays()["ifql/actor/flow_noise"], fql_repo.arrays()["ifql/actor/t"])
-    fql_repo.assert_loss_agrees(loss, getattr(state, name), state, draws, config, f"ifql/{folder}", MAKE[name])
+    learning, folder = getattr(state, name), f"ifql/{folder}"
+    fql_repo.assert_loss_agrees(loss, learning, state, draws, config, folder, MAKE[name], gradient=False)
 
 
 def choose(state, config, **options):
@@ -202,6 +204,10 @@ def test_one_candidate_needs_no_critic():
     act = ifql.actor(state._replace(critic=None), config=CONFIG, n=1)
     action = act(batch.obs[0], jnp.asarray(draws.flow_noise[0]))
     np.testing.assert_allclose(action, np.clip(state.policy.euler(draws.flow_noise[0], 10)[0], -1, 1), rtol=1e-12)
+
+
+def test_an_update_steps_each_network_by_its_own_loss_and_then_the_average():
+    assert_update(ifql, *problem(SEED)[:2], ifql.Config(tau=0.25))
 
 
 def test_the_published_defaults():

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import ring
+from algorithms import assert_update
 from assertions import assert_caught, each, seeds
 from hypothesis import given
 from losses import (
@@ -74,6 +75,14 @@ def test_the_comparison_notices_the_other_policy_loss():
     with pytest.raises(AssertionError, match="relative error"):
         fql_repo.assert_loss_agrees(
             iql.policy_loss, state.policy, state, DRAWS, other, "iql_awr/actor/actor", MAKE["policy"]
+        )
+
+
+def test_the_comparison_notices_a_gradient_that_is_not_there():
+    state, config = published("iql_awr")
+    with pytest.raises(AssertionError, match="no arrays under iql_awr/value/grad/valeu"):
+        fql_repo.assert_loss_agrees(
+            iql.value_loss, state.value, state, DRAWS, config, "iql_awr/value/valeu", MAKE["value"]
         )
 
 
@@ -250,6 +259,11 @@ def test_networks_of_float64_fit_data_of_float32(config):
     networks = jax.tree.map(jnp.asarray, state)
     loss, _ = iql.policy_loss(networks.policy, networks, batch, DRAWS, config=config)
     np.testing.assert_allclose(loss, oracle(state.policy, state, batch, DRAWS, config)[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["awr", "ddpgbc"])
+def test_an_update_steps_each_network_by_its_own_loss_and_then_the_average(policy):
+    assert_update(iql, *problem(SEED), iql.Config(policy=policy, alpha=0.3, tau=0.25))
 
 
 def test_the_published_defaults():

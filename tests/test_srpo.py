@@ -6,9 +6,9 @@ import diffusing
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import ring
+from algorithms import assert_update
 from assertions import assert_caught, assert_unrelated, each, seeds
 from diffusing import LinearDenoiser, signal
 from hypothesis import given
@@ -177,26 +177,7 @@ def test_a_wrong_loss_is_caught(mutant):
 
 
 def test_an_update_steps_each_network_by_its_own_loss_and_then_the_average():
-    state, batch, _ = jax.tree.map(jnp.asarray, problem(SEED))
-    rates = {"diffusion": 0.1, "policy": 0.2, "critic": 0.3, "value": 0.4}
-    optimizers = srpo.Networks(*map(optax.sgd, rates.values()))
-    state = srpo.init(tuple(getattr(state, name) for name in rates), config=CONFIG, optimizers=optimizers)
-    key, config = jax.random.key(0), srpo.Config(tau=0.25)
-    new, _ = srpo.update(state, batch, config=config, optimizers=optimizers, key=key)
-    args = state, batch, srpo.draw(key, batch)
-    grads = {
-        name: jax.grad(partial(getattr(srpo, f"{name}_loss"), config=config), has_aux=True)(
-            getattr(state, name), *args
-        )[0]
-        for name in ("critic", "value")
-    }
-    both = jax.grad(partial(srpo.policy_loss, config=config), has_aux=True)((state.diffusion, state.policy), *args)[0]
-    for name, rate in rates.items():
-        grad = dict(grads, diffusion=both[0], policy=both[1])[name]
-        stepped = jax.tree.map(lambda old, grad, rate=rate: old - rate * grad, getattr(state, name), grad)
-        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), getattr(new, name), stepped)
-    moved = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, state.critic, new.critic)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), new.target_critic, moved)
+    assert_update(srpo, *problem(SEED)[:2], srpo.Config(tau=0.25))
 
 
 def test_the_published_defaults():
