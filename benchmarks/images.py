@@ -1,4 +1,4 @@
-"""Measure what an encoder costs when it runs once for each observation, and when it runs at each jump.
+"""Measure what an encoder costs: once for each observation, at each jump, and in a loop of XLA.
 
 taskset -c 0 python benchmarks/images.py
 """
@@ -64,6 +64,18 @@ def main(k: int = 8, n: int = 8, batch: int = 16, size: int = 64, repeats: int =
 
         return eqx.filter_grad(loss)(policy)
 
+    def descend(steps, encoder, obs):
+        def loss(encoder):
+            return jax.vmap(encoder)(obs).mean()
+
+        def step(encoder, _):
+            return eqx.apply_updates(encoder, eqx.filter_grad(loss)(encoder)), None
+
+        return jax.lax.scan(step, encoder, None, length=steps)[0] if steps > 1 else step(encoder, None)[0]
+
+    for name, steps in {"alone": 1, "in a scan of 2": 2}.items():
+        _, milliseconds = measure(partial(descend, steps), encoder, obs, repeats=repeats)
+        print(f"a gradient step of the encoder, {name}: {milliseconds / steps:.1f} ms of CPU time; lower is better")
     print(f"k = {k} jumps, n = {n} candidates, {batch} observations of {size} x {size} x 9; lower is better")
     print(f"{'':44}{'convolutions':>14}{'to compile, s':>15}{'CPU, ms':>10}")
     for name, function in {

@@ -6,7 +6,7 @@ By default a small training on two cores. With the published settings of FQL on 
 
     MUJOCO_GL=egl python examples/visual.py --data-episodes 1000 --updates 500000 --updates-per-row 1000
     --updates-per-checkpoint 10000 --batch-size 256 --width 512 --depth 4 --learning-rate 3e-4 --q-weight 10
-    --episodes 50
+    --tau 0.005 --episodes 50 --processes 32
 
 OGBench's dataset is downloaded if its host can be reached, and rendered locally if not. The same command resumes.
 """
@@ -40,7 +40,7 @@ class Args:
     data_episodes: int = 2  # of a dataset that is rendered locally; a tenth as many, at least one, are held out
     seed: int = 0  # of the networks and the training
 
-    updates: int = 200  # gradient steps
+    updates: int = 300  # gradient steps
     updates_per_row: int = 10  # gradient steps that one row of metrics is the mean of
     updates_per_checkpoint: int = 50  # a multiple of updates_per_row
     batch_size: int = 32  # transitions in one gradient step
@@ -48,6 +48,7 @@ class Args:
     depth: int = 2  # hidden layers behind the encoder
     learning_rate: float = 1e-3  # of Adam
     q_weight: float = 1.0  # of maximising Q; 0 is behaviour cloning
+    tau: float = 0.05  # how far the target networks move at each update; so few updates need more than the usual 0.005
 
     frame_stack: int = 3  # images that become one observation
     crop_probability: float = 0.5  # that the images of a batch are moved by up to three pixels
@@ -128,7 +129,7 @@ def interval(values: Any, blocks: int = 20) -> str:
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
     try:
-        config = sorl.Config(q_weight=args.q_weight)
+        config = sorl.Config(q_weight=args.q_weight, tau=args.tau)
         args.out.mkdir(parents=True, exist_ok=True)
         task = ogbench.load(args.env, episodes=args.data_episodes)
         free = ("out", "k", "episodes", "processes")
