@@ -59,6 +59,7 @@ def test_the_table_of_an_accelerator(monkeypatch):
     assert said.endswith("Left out: more.\n")
 
 
+@pytest.mark.slow
 def test_every_program_for_an_accelerator_is_compiled_and_timed(monkeypatch):
     """A few small ones; the others differ in their sizes."""
     monkeypatch.syspath_prepend(BENCHMARKS)

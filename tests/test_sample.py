@@ -480,7 +480,7 @@ def test_bad_input_is_refused_at_once(change, kind, message):
 def test_the_largest_batch_is_accepted():
     draw = partial(data.sample, DATASET, batch_size=2**20)
     assert jax.eval_shape(draw, KEY).reward.shape == (2**20,)
-    with pytest.raises(ValueError, match="must be at most 1048576, got 1048577"):
+    with pytest.raises(ValueError, match="must be an integer of at most 1048576, got 1048577"):
         data.sample(DATASET, KEY, batch_size=2**20 + 1)
 
 
