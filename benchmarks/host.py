@@ -52,8 +52,8 @@ def main(rows: int = 20_000, batch_size: int = 256, train_batch: int = 16, updat
     def sample(dataset, key, size):
         return data.random_crop(data.sample(dataset, key, batch_size=size, frame_stack=3), key)
 
-    numpy = data.Dataset(*(None if field is None else np.asarray(field) for field in host))
-    drawers = {"jit, in the host's memory": partial(jax.jit(partial(sample, size=batch_size)), host)}
+    numpy = jax.tree.map(np.asarray, host)
+    drawers: dict[str, Any] = {"jit, in the host's memory": partial(jax.jit(partial(sample, size=batch_size)), host)}
     drawers["eager, NumPy arrays"] = lambda key: sample(numpy, key, batch_size)
     for name, draw in drawers.items():
         jax.block_until_ready(draw(keys[0]))

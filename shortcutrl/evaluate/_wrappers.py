@@ -147,9 +147,9 @@ class StackedFrames(gymnasium.Wrapper):
         return self._stacked(), info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        obs, *rest = self.env.step(action)
+        obs, reward, terminated, truncated, info = self.env.step(action)
         self._last.append(self._frame(obs))
-        return self._stacked(), *rest
+        return self._stacked(), reward, terminated, truncated, info
 
     def _frame(self, obs: Any) -> Any:
         """A copy: some environments draw into one buffer."""
