@@ -114,7 +114,8 @@ def learner(module, name, state):
 def assert_update(module, state, batch, config, *, in_turn=False):
     """An update steps each network down the gradient of its loss, then moves the averages by `config.tau`.
 
-    The losses see the state before the update; `in_turn`, each sees what those before it have stepped.
+    The losses see the state before the update; `in_turn`, each sees what those before it have stepped. Returns what the
+    update returned.
     """
     state, batch = jax.tree.map(jnp.asarray, (state, batch))
     fields, key = module.Networks._fields, jax.random.key(0)
@@ -123,7 +124,7 @@ def assert_update(module, state, batch, config, *, in_turn=False):
     targets = {name: getattr(state, name) for name in state._fields if name.startswith("target_")}
     networks = tuple(getattr(state, name) for name in fields)
     old = expected = module.init(networks, config=config, optimizers=optimizers)._replace(**targets)
-    new, _ = module.update(old, batch, config=config, optimizers=optimizers, key=key)
+    new, info = module.update(old, batch, config=config, optimizers=optimizers, key=key)
     for name, trained in losses(module).items():
         seen = expected if in_turn else old
         gradient = jax.grad(functools.partial(getattr(module, name), config=config), has_aux=True)
@@ -137,6 +138,7 @@ def assert_update(module, state, batch, config, *, in_turn=False):
     for name in (*fields, *targets):
         for leaf, known in zip(*(jax.tree.leaves(getattr(state, name)) for state in (new, expected)), strict=True):
             np.testing.assert_allclose(leaf, known, rtol=1e-9, err_msg=name)
+    return new, info
 
 
 class Own(eqx.Module):

@@ -139,22 +139,32 @@ def test_the_defaults_are_the_published_ones(name):
     assert dataclasses.asdict(MODULES[name].Config()) == PUBLISHED[name]
 
 
-SIZES = {("cac", "policy"): [256] * 3, ("idql", "policy"): (256, 3), ("srpo", "diffusion"): (256, 3)}
-"""The sizes of hidden layers, or of a residual network its width and its blocks, that differ from the others'."""
+OWN_SIZES = {
+    ("cac", "policy"): {"policy_width": 256, "policy_depth": 3},
+    ("idql", "policy"): {"policy_width": 256, "blocks": 3},
+    ("srpo", "diffusion"): {"diffusion_width": 256, "blocks": 3},
+}
+"""The published sizes of a network, by their arguments, where these are not `width` and `depth`."""
 
 
 def hidden(network):
+    """The width of each hidden layer, or of each block."""
     if isinstance(network, nn.ResidualDenoiser):
-        return len(network.first.bias), len(network.blocks)
+        return [block.narrow.bias.size for block in network.blocks]
     mlp = network.members if isinstance(network, nn.EnsembleCritic) else network.mlp
     return [bias.shape[-1] for bias in mlp.biases[:-1]]
 
 
 @every_algorithm
-def test_the_networks_have_the_published_sizes(module):
-    made = eqx.filter_eval_shape(module.networks, transitions(), key=KEY)
-    for name, network in made._asdict().items():
-        assert hidden(network) == SIZES.get((name_of(module), name), [512] * 4), name
+def test_networks_have_the_sizes_that_are_asked_for_and_by_default_the_published_ones(module):
+    arguments = inspect.signature(module.networks).parameters
+    names = [name for name in arguments if name.endswith(("width", "depth", "blocks"))]
+    for asked in ({}, {name: size for size, name in enumerate(names, 2)}):
+        made = eqx.filter_eval_shape(partial(module.networks, **asked), transitions(), key=KEY)
+        for name, network in made._asdict().items():
+            published = OWN_SIZES.get((name_of(module), name), {"width": 512, "depth": 4})
+            width, depth = (asked.get(argument, size) for argument, size in published.items())
+            assert hidden(network) == [width] * depth, name
 
 
 @every_algorithm

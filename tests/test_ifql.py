@@ -55,7 +55,8 @@ def published():
         "flow_steps": int(fql_repo.arrays()["ifql/meta/flow_steps"]),
     }
     state = ifql.State(**nets, policy_opt_state=None, critic_opt_state=None, value_opt_state=None)
-    return state, ifql.Config(**meta, **sizes)
+    draws = ifql.Draws(fql_repo.arrays()["ifql/actor/flow_noise"], fql_repo.arrays()["ifql/actor/t"])
+    return state, draws, ifql.Config(**meta, **sizes)
 
 
 @pytest.mark.parametrize(
@@ -67,10 +68,17 @@ def published():
     ],
 )
 def test_the_losses_are_the_published_ones(loss, name, folder):
-    state, config = published()
-    draws = ifql.Draws(fql_repo.arrays()["ifql/actor/flow_noise"], fql_repo.arrays()["ifql/actor/t"])
+    state, draws, config = published()
     learning, folder = getattr(state, name), f"ifql/{folder}"
     fql_repo.assert_loss_agrees(loss, learning, state, draws, config, folder, MAKE[name], gradient=False)
+
+
+def test_the_comparison_notices_that_a_gradient_is_not_there():
+    state, draws, config = published()
+    with pytest.raises(AssertionError, match="no arrays under ifql/value/grad/value"):
+        fql_repo.assert_loss_agrees(
+            ifql.value_loss, state.value, state, draws, config, "ifql/value/value", MAKE["value"]
+        )
 
 
 def choose(state, config, **options):
@@ -79,7 +87,7 @@ def choose(state, config, **options):
 
 
 def test_the_chosen_action_is_the_published_one():
-    state, config = published()
+    state, _, config = published()
     reference.assert_agrees(choose(state, config), fql_repo.arrays()["ifql/select/action"])
 
 

@@ -78,14 +78,6 @@ def test_the_comparison_notices_the_other_policy_loss():
         )
 
 
-def test_the_comparison_notices_a_gradient_that_is_not_there():
-    state, config = published("iql_awr")
-    with pytest.raises(AssertionError, match="no arrays under iql_awr/value/grad/valeu"):
-        fql_repo.assert_loss_agrees(
-            iql.value_loss, state.value, state, DRAWS, config, "iql_awr/value/valeu", MAKE["value"]
-        )
-
-
 # ------------------------------------------------------------------- a plain oracle, and mutants
 
 
