@@ -68,6 +68,8 @@ def _check_batch(batch: Transition) -> None:
     after = batch.next_action
     if after is not None and not (isinstance(after, jax.Array | np.ndarray) and after.shape == batch.action.shape):
         raise ValueError(f"`batch.next_action` must have shape {batch.action.shape} or be None, got {show(after)}.")
+    if batch.next_obs is not None and jax.tree.structure(batch.next_obs) != jax.tree.structure(batch.obs):
+        raise ValueError(f"`batch.next_obs` must have the structure of `batch.obs`, got {show(batch.next_obs)}.")
     _checks.check_leading_axis("batch", batch)
 
 

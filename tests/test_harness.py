@@ -151,7 +151,7 @@ def test_the_calls_are_valid(name):
 
 GOOD = {
     **for_each(["velocity", "teacher"], {"a velocity", "an actor"}),
-    **for_each(["actor", "student", "critic", "target_critic"], {"an actor"}),
+    **for_each(["actor", "student", "policy", "critic", "target_critic"], {"an actor"}),
     **for_each(["value", "aggregate"], {"a value"}),
     **for_each(["flow_matching_times", "self_consistency_times"], {"None"}),
     **for_each(["obs", "next_obs"], ANYTHING),  # the functions that take them decide
@@ -160,7 +160,7 @@ GOOD = {
     **for_each(["t", "h", "discount", "expectile", "tau"], FRACTIONS),
     **for_each(["num_steps", "max_jumps", "flow_steps"], COUNTS),
     **for_each(["k", "n"], COUNTS | {"None"}),  # by default those of the config
-    **for_each(SIZES, COUNTS),
+    **for_each([*SIZES, "td_k", "q_k"], COUNTS),
     **for_each(["flow_matching_weight", "self_consistency_weight", "temperature", "cap"], POSITIVE | {"zero"}),
     **for_each(["next_value", "target", "q", "v"], REAL),
     **for_each(["reward", "mask"], REAL | FLAGS),

@@ -318,7 +318,7 @@ def policy_loss(
         ```
     """
     state, batch, draws = _training.fixed((state, batch, draws))
-    networks = {"policy": policy, "critic": state.critic, "teacher": state.target_policy}
+    networks = {"policy": policy, "state.critic": state.critic, "state.target_policy": state.target_policy}
     obs, policy, critic, teacher = _training.encode_once(batch.obs, **networks)
 
     def minus_q(policy, obs, k):

@@ -9,6 +9,7 @@ from jaxtyping import Array, PRNGKeyArray
 from shortcutrl._checks import as_size, check_leading_axis, check_range
 from shortcutrl._typed import typed
 from shortcutrl._types import Integer, ScalarLike, Transition
+from shortcutrl.data._arrays import check_alike, check_leaves
 
 MAX_PADDING = 2**12
 
@@ -52,6 +53,8 @@ def random_crop(
     padding = as_size("padding", padding, maximum=MAX_PADDING)
     check_range("probability", probability, 0, 1)
     size = check_leading_axis("batch", batch)
+    check_leaves("batch.next_obs", batch.next_obs)
+    check_alike("batch.next_obs", batch.next_obs, "batch.obs", batch.obs)
     observations = batch.obs, batch.next_obs
     if not any(map(_is_image, jax.tree.leaves(observations))):
         raise ValueError(
