@@ -32,7 +32,8 @@ FIELDS = {
     **{"action_range": (-1.0, 1.0), "rescale": False},
 }
 DATASET = data.from_arrays(**FIELDS)
-IMAGES = Transition(np.zeros((2, 4, 4, 3), np.uint8), np.ones((2, 1)), np.ones(2), np.ones(2), np.zeros((2, 4, 4, 3)))
+PIXELS = np.zeros((2, 4, 4, 3), np.uint8)
+IMAGES = Transition(PIXELS, np.ones((2, 1)), np.ones(2), np.ones(2), PIXELS)
 
 
 def still(obs, *, key):
