@@ -223,7 +223,7 @@ def plain_impala(encoder, image):
     x = np.maximum(x, 0)
     norm = lambda x, i: layer_norm(x, encoder.norms[i].weight, encoder.norms[i].bias) if encoder.norms else x
     x = np.apply_along_axis(partial(norm, i=0), -1, x)
-    return norm(gelu(x.reshape(-1) @ encoder.last.weight + encoder.last.bias), 1)
+    return norm(gelu(encoder.last.weight @ x.reshape(-1) + encoder.last.bias), 1)
 
 
 SHAPES = [(8, 8, 3), (7, 10, 2), (5, 4, 1)]

@@ -1,6 +1,7 @@
 """The residual network of diffusion policies."""
 
 from collections.abc import Callable
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -20,17 +21,17 @@ EXPANSION = 4
 
 
 class Dense(eqx.Module):
-    """A linear map and a bias of zeros."""
+    """A linear map and a bias of zeros, with weights as in the multilayer perceptron."""
 
-    weight: Float[Array, "inputs outputs"]
+    weight: Float[Array, "outputs inputs"]
     bias: Float[Array, " outputs"]
 
     def __init__(self, inputs: int, outputs: int, *, init: Callable[..., Array], key: PRNGKeyArray):
-        self.weight = init(key, (inputs, outputs))
+        self.weight = init(key, (inputs, outputs)).T
         self.bias = jnp.zeros(outputs)
 
     def __call__(self, x: Float[Array, " inputs"]) -> Float[Array, " outputs"]:
-        return x @ self.weight + self.bias
+        return x @ self.weight.T + self.bias
 
 
 class Block(eqx.Module):
@@ -121,10 +122,16 @@ class ResidualDenoiser(Encodes):
     def __call__(self, obs: Obs, x: ActionLike, t: ScalarLike) -> Float[Array, " action"]:
         x = as_vector("x", x, len(self.last.bias))
         _checks.check_range("t", t, 0, 1)
-        angle = 2 * jnp.pi * jnp.asarray(t, x.dtype) * self.frequencies
-        hidden, out = self.time
-        embedding = out(jax.nn.mish(hidden(jnp.concatenate([jnp.cos(angle), jnp.sin(angle)]))))
-        x = self.first(jnp.concatenate([x, self.encode(obs).vector, embedding]))
-        for block in self.blocks:
-            x = block(x)
-        return self.last(jax.nn.mish(x))
+        return _forward(self, self.encode(obs).vector, x, jnp.asarray(t, x.dtype))
+
+
+@partial(jax.jit, inline=True)
+def _forward(denoiser: ResidualDenoiser, obs: Array, x: Array, t: Array) -> Array:
+    """One program, so that a call without `jit` does not dispatch each operation."""
+    angle = 2 * jnp.pi * t * denoiser.frequencies
+    hidden, out = denoiser.time
+    embedding = out(jax.nn.mish(hidden(jnp.concatenate([jnp.cos(angle), jnp.sin(angle)]))))
+    x = denoiser.first(jnp.concatenate([x, obs, embedding]))
+    for block in denoiser.blocks:
+        x = block(x)
+    return denoiser.last(jax.nn.mish(x))
