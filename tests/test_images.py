@@ -63,7 +63,8 @@ def test_a_crop_is_that_of_a_plain_loop_and_shared_by_the_images_of_a_transition
 def test_every_position_is_drawn_equally_often_and_each_transition_draws_its_own():
     image = jnp.arange(5 * 5, dtype=jnp.uint8).reshape(1, 5, 5, 1)
     batch = images(0, 9_000, (5, 5, 1))
-    batch = batch._replace(obs=jnp.broadcast_to(image, (9_000, 5, 5, 1)), next_obs=jnp.zeros((9_000, 5, 5, 1), jnp.uint8))
+    obs = jnp.broadcast_to(image, (9_000, 5, 5, 1))
+    batch = batch._replace(obs=obs, next_obs=jnp.zeros_like(obs))
     centre = np.asarray(data.random_crop(batch, KEY, padding=1, probability=1.0).obs)[:, 2, 2, 0]
     values, counts = np.unique(centre, return_counts=True)
     assert values.tolist() == [6, 7, 8, 11, 12, 13, 16, 17, 18]
