@@ -1,10 +1,16 @@
-"""The table and the chart of the benchmarks."""
+"""The table and the chart of the benchmarks, and the floors of the methods."""
 
 import importlib
 import json
+from functools import partial
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
+from algorithms import every_algorithm, name_of
+
+from shortcutrl import Transition
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -74,3 +80,25 @@ def test_every_program_for_an_accelerator_is_compiled_and_timed(monkeypatch):
         assert row["floor"] > 0
         assert "kernels" not in row  # without a GPU
     assert made["update of one of 2 agents"]().per == 2
+
+
+ONE_BRANCH = {"rebrac": {"policy": 1 + 3, "critic": 1 + 3 + 2}, "sorl": {"policy": 1 + 3 + 5 + 3, "critic": 1 + 3 + 2}}
+"""The passes where the compiler counts one branch: of ReBRAC with its policy, and of SORL with one jump."""
+
+
+@pytest.mark.slow
+@every_algorithm
+def test_the_passes_of_an_update_are_those_that_the_compiler_counts(module, monkeypatch, without_x64):
+    """It counts 0.8 to 2% more, which is all but the matrix products; a pass is more, except of CAC's small policy."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    methods = importlib.import_module("methods")
+    one_jump = {"max_jumps": 1} if name_of(module) == "sorl" else {}
+    options = {"config": module.Config(**one_jump), "optimizers": module.OPTIMIZERS}
+    size, obs, action = methods.BATCH, jnp.ones((methods.BATCH, methods.OBS)), jnp.ones((methods.BATCH, methods.ACTION))
+    batch = Transition(obs, action, jnp.ones(size), jnp.ones(size), obs, action)
+    networks = module.networks(batch, width=1024, depth=2, key=jax.random.key(0))
+    state = module.init(networks, **options)
+    update = jax.jit(partial(module.update, **options)).lower(state, batch, key=jax.random.key(0)).compile()
+    passes = ONE_BRANCH.get(name_of(module), methods.PASSES[name_of(module)])
+    flops = size * sum(count * methods.pass_flops(getattr(networks, name)) for name, count in passes.items())
+    assert 1 < update.cost_analysis()["flops"] / flops < 1.025
