@@ -1,21 +1,27 @@
 """Train one policy on many devices, of one process or of several. Each computes its share of every batch.
 
 The program is that of one device. The sharding of the batch says who computes what; XLA adds the sum of the gradients.
+The same command resumes, also on another number of devices: the checkpoint does not depend on it.
 
 On one machine, with all its devices (or eight that it simulates):
 
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python examples/many_devices.py
 
-On several machines, the same command on each, with its own --process:
+On several machines that share the folder of the run, the same command on each, with its own --process:
 
     python examples/many_devices.py --processes 2 --coordinator host-0:9876 --process 0
+
+On a Slurm cluster, where JAX finds the processes by itself:
+
+    srun --nodes 2 --ntasks-per-node 1 --gpus-per-node 8 python examples/many_devices.py --cluster
 """
 
+import dataclasses
+import os
 import sys
 from functools import partial
 from pathlib import Path
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import tyro
@@ -23,8 +29,24 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from shortcutrl import Transition, sorl
+from shortcutrl.runs import Run, load_checkpoint
 
 CONFIG = sorl.Config(max_jumps=4, q_weight=1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    out: Path = Path("runs/many_devices")  # the folder of the run
+    batch_size: int = 256  # over all devices
+    updates: int = 1000  # gradient steps
+    updates_per_checkpoint: int = 200
+    width: int = 256  # of each hidden layer
+    depth: int = 3  # hidden layers
+
+    cluster: bool = False  # several processes that JAX finds: of Slurm, Open MPI, Kubernetes or Cloud TPUs
+    processes: int = 1  # elsewhere: how many there are,
+    process: int = 0  # which of them this is,
+    coordinator: str = "localhost:9876"  # and where process 0 can be reached
 
 
 def experience(key, batch_size: int) -> Transition:
@@ -37,44 +59,57 @@ def experience(key, batch_size: int) -> Transition:
     return Transition(obs, action, jnp.sum(obs * action, axis=-1), jnp.zeros(batch_size), obs)
 
 
-def main(
-    batch_size: int = 256,  # over all devices
-    updates: int = 1000,
-    width: int = 256,
-    depth: int = 3,
-    out: Path | None = None,  # a file for the trained state
-    processes: int = 1,
-    process: int = 0,  # which of them this is
-    coordinator: str = "localhost:9876",  # where process 0 can be reached
-) -> None:
-    if processes > 1:
-        jax.distributed.initialize(coordinator, processes, process)
-    if batch_size % jax.device_count():
-        sys.exit(f"`batch_size` must be a multiple of the {jax.device_count()} devices, got {batch_size}.")
+def train(args: Args) -> None:
+    if args.batch_size % jax.device_count():
+        raise ValueError(f"`batch_size` must be a multiple of {jax.device_count()}, the number of devices.")
     mesh = Mesh(jax.devices(), ("batch",))
     shared, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("batch"))
 
     @partial(jax.jit, out_shardings=shared)
     def start(key):
-        networks = sorl.networks(experience(key, 1), width=width, depth=depth, key=key)
+        networks = sorl.networks(experience(key, 1), width=args.width, depth=args.depth, key=key)
         return sorl.init(networks, config=CONFIG, optimizers=sorl.OPTIMIZERS)
 
     @partial(jax.jit, donate_argnums=0, out_shardings=shared)
-    def train(state, key):
-        def one_update(state, key):
-            batch_key, update_key = jax.random.split(key)
-            batch = jax.lax.with_sharding_constraint(experience(batch_key, batch_size), split)
+    def many_updates(state, steps):
+        def one_update(state, step):
+            batch_key, update_key = jax.random.split(jax.random.fold_in(jax.random.key(1), step))
+            batch = jax.lax.with_sharding_constraint(experience(batch_key, args.batch_size), split)
             return sorl.update(state, batch, config=CONFIG, optimizers=sorl.OPTIMIZERS, key=update_key)
 
-        return jax.lax.scan(one_update, state, jax.random.split(key, updates))
+        state, info = jax.lax.scan(one_update, state, steps)
+        return state, jax.tree.map(jnp.mean, info)
 
-    state, info = train(start(jax.random.key(0)), jax.random.key(1))
-    last = jax.tree.map(lambda x: float(x[-1]), info)
-    if process == 0:
-        print(f"{len(jax.devices())} devices: td {last.td:.6f}, q {last.q:.6f}, flow matching {last.flow_matching:.6f}")
-        if out is not None:
-            eqx.tree_serialise_leaves(out, (state, info))
+    done, state = 0, start(jax.random.key(0))
+    if (args.out / "checkpoints").exists():
+        done, state = load_checkpoint(args.out, (done, state))
+    # All processes load, and one of them writes.
+    settings = {"batch_size": args.batch_size, "width": args.width, "depth": args.depth}
+    run = Run(args.out, settings) if jax.process_index() == 0 else None
+    while done < args.updates:
+        count = min(args.updates_per_checkpoint, args.updates - done)
+        state, info = many_updates(state, jnp.arange(done, done + count))
+        done += count
+        if run is not None:
+            run.log(done, info._asdict())
+            run.save(done, (done, state))
+            print(f"{jax.device_count()} devices, {done} updates: td {info.td:.6f}, q {info.q:.6f}", flush=True)
+
+
+def main() -> None:
+    args = tyro.cli(Args, description=__doc__)
+    if args.cluster:
+        jax.distributed.initialize()
+    elif args.processes > 1:
+        jax.distributed.initialize(args.coordinator, args.processes, args.process)
+    try:
+        train(args)
+    except Exception as error:
+        name = f"process {jax.process_index()} of {jax.process_count()}"
+        print(f"many_devices.py: {name} stopped: {error}", file=sys.stderr)
+        print(f"The same command resumes from the last checkpoint in {args.out}.", file=sys.stderr, flush=True)
+        os._exit(1)  # at once: a regular exit would wait for the other processes
 
 
 if __name__ == "__main__":
-    tyro.cli(main, description=__doc__)
+    main()

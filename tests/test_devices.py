@@ -10,62 +10,90 @@ import numpy as np
 import pytest
 from running import finish, start
 
-SMALL = ["many_devices.py", "--updates", "20", "--width", "32", "--depth", "2"]
+SMALL = ["many_devices.py", "--width", "32", "--depth", "2"]
 
 
-def begin(home, devices, *args, cache="1"):
+def begin(home, devices, *args, updates=20, cache="1"):
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     before = ["env", f"XLA_FLAGS={flags}", f"JAX_ENABLE_COMPILATION_CACHE={cache}"]
-    return start(home, *SMALL, *args, before=before)
+    return start(home, *SMALL, "--updates", str(updates), *args, before=before)
 
 
-def saved(path):
-    """The arrays of a trained state and of its losses."""
-    arrays = []
-    with path.open("rb") as file:
-        while file.peek(1):
-            arrays.append(np.load(file))
-    return arrays
+def saved(folder):
+    """The arrays of the trained state."""
+    with np.load(folder / "checkpoints" / "20" / "state.npz") as arrays:
+        return dict(arrays)
 
 
 @pytest.fixture(scope="module")
 def alone(home, tmp_path_factory):
-    path = tmp_path_factory.mktemp("devices") / "alone.eqx"
-    assert "1 devices" in finish(begin(home, 1, "--out", path))
-    return saved(path)
+    folder = tmp_path_factory.mktemp("devices") / "alone"
+    assert "1 devices" in finish(begin(home, 1, "--out", folder))
+    return saved(folder)
 
 
 def assert_same(arrays, others):
-    assert len(arrays) == len(others) > 60
-    for one, other in zip(arrays, others, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.abs(one).max())
+    assert arrays.keys() == others.keys()
+    assert len(arrays) > 60
+    for name, one in arrays.items():
+        np.testing.assert_allclose(one, others[name], rtol=1e-5, atol=1e-5 * np.abs(one).max(), err_msg=name)
 
 
 def test_eight_devices_are_one_and_each_computes_its_share(home, alone, tmp_path):
     """In the program of each, the products with a hidden layer have 256 / 8 rows."""
-    dump = f"--xla_dump_to={tmp_path} --xla_dump_hlo_module_re=.*train.*"
-    assert "8 devices" in finish(begin(home, f"8 {dump}", "--out", tmp_path / "eight.eqx", cache="0"))
-    assert_same(alone, saved(tmp_path / "eight.eqx"))
-    (program,) = tmp_path.glob("*jit_train*after_optimizations.txt")
+    dump = f"--xla_dump_to={tmp_path} --xla_dump_hlo_module_re=.*many_updates.*"
+    assert "8 devices" in finish(begin(home, f"8 {dump}", "--out", tmp_path / "eight", cache="0"))
+    assert_same(alone, saved(tmp_path / "eight"))
+    (program,) = tmp_path.glob("*jit_many_updates*after_optimizations.txt")
     rows = {int(rows) for rows in re.findall(r"= f32\[(\d+),32\]\S* dot\(", program.read_text())}
     assert 32 in rows
     assert 256 not in rows
 
 
 @pytest.mark.slow
-def test_two_processes_are_one(home, alone, tmp_path):
+def test_a_run_resumes_on_fewer_devices(home, alone, tmp_path):
+    for devices, updates in ((8, 6), (4, 13), (1, 20)):
+        said = finish(begin(home, devices, "--out", tmp_path, updates=updates))
+        assert said.startswith(f"{devices} devices, {updates} updates")
+    assert_same(alone, saved(tmp_path))
+
+
+def begin_two(home, folder, **options):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    both = ["--processes", "2", "--coordinator", f"localhost:{port}", "--out", tmp_path / "two.eqx", "--process"]
-    first, second = begin(home, 2, *both, "0"), begin(home, 2, *both, "1")
-    try:
-        assert "4 devices" in finish(first)
-        finish(second)
-    finally:
-        first.kill()
-        second.kill()
-    assert_same(alone, saved(tmp_path / "two.eqx"))
+    both = ["--processes", "2", "--coordinator", f"localhost:{port}", "--out", folder, "--process"]
+    return [begin(home, 2, *both, str(process), **options) for process in range(2)]
+
+
+@pytest.mark.slow
+def test_a_process_says_so_and_stops_when_another_is_killed(home, tmp_path):
+    first, second = begin_two(home, tmp_path, updates=10**6)
+    with first, second:
+        try:
+            assert any("4 devices, 200 updates" in line for line in first.stdout)
+            second.kill()
+            complained = first.stderr.read()
+        finally:
+            first.kill()
+            second.kill()
+    assert first.returncode != 0
+    # Ours, or that of JAX where the program was waiting for the other one.
+    assert "The same command resumes" in complained or "another task died" in complained
+    assert (tmp_path / "checkpoints" / "200").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(home, alone, tmp_path):
+    for updates in (7, 20):  # the second time they resume
+        first, second = begin_two(home, tmp_path, updates=updates)
+        try:
+            assert f"4 devices, {updates} updates" in finish(first)
+            assert "updates" not in finish(second)  # only the first one reports and saves
+        finally:
+            first.kill()
+            second.kill()
+    assert_same(alone, saved(tmp_path))
 
 
 AGENTS = """

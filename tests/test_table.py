@@ -115,6 +115,27 @@ def test_agents_are_trained_and_evaluated_once(home, tmp_path):
     assert {"sha256", "commit", "jax", "device", "seconds", "success"} <= rows[0].keys()
 
 
+@pytest.mark.slow
+def test_each_process_trains_its_share_and_the_table_has_all(table, home, tmp_path):
+    options = ["--methods", "bc", "--tasks", ENV, "--seeds", "3", "--updates", "1", "--width", "8", "--depth", "1"]
+    small = ["--data-episodes", "1", "--episodes", "1", "--processes", "1", "--out", tmp_path, "--share"]
+    for share, count in (("1/2", 1), ("0/2", 3)):
+        assert f"{count} of 3 agents" in finish(start(home, FOLDER / "run.py", *options, *small, share))
+    rows = {path.stem: path.read_text().splitlines() for path in tmp_path.glob("*.jsonl")}
+    seeds = {name: [json.loads(row)["seed"] for row in lines] for name, lines in rows.items()}
+    assert seeds == {"agents_0_of_2": [0, 2], "agents_1_of_2": [1]}
+    assert len(table.read(tuple(tmp_path.glob("*.jsonl")))["bc"][ENV]) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", ["2/2", "1", "a/2", "-1/2", "0/0"])
+def test_a_share_that_is_none_is_named(home, tmp_path, share):
+    process = start(home, FOLDER / "run.py", "--methods", "bc", "--tasks", ENV, "--out", tmp_path, f"--share={share}")
+    _, complained = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert complained.strip() == f"run.py (share {share}): `share` must be like 0/4, 1/4, ..., 3/4, got {share!r}."
+
+
 REPOSITORY = """
 from types import SimpleNamespace
 import jax, jax.numpy as jnp, equinox as eqx

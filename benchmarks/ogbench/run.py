@@ -3,7 +3,8 @@
     python benchmarks/ogbench/run.py --methods iql sorl --tasks scene-play-singletask-task2-v0 --seeds 4
 
 The same command resumes, and skips agents that are finished; --minutes bounds the time of one command. On accelerators
-the seeds of a method train in one vmapped program, on CPUs one after the other. A method is a name of
+the seeds of a method train in one vmapped program, on CPUs one after the other. Several machines that share the folder
+of the results each train a part of the agents: --share 0/4 is the first of four. A method is a name of
 `shortcutrl.algorithms`, or the path of your own file with the same contract.
 """
 
@@ -12,6 +13,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import itertools
 import json
 import subprocess
 import sys
@@ -29,7 +31,7 @@ from tqdm import tqdm
 
 from shortcutrl import data
 from shortcutrl.evaluate import EnvPool, Evaluation, evaluate, keyed
-from shortcutrl.runs import Run
+from shortcutrl.runs import Run, append_row, read_rows
 from shortcutrl.suites import Task, ogbench
 
 CONTRACT = ("Config", "OPTIMIZERS", "networks", "init", "update", "actor")
@@ -44,6 +46,7 @@ class Args:
     act: tuple[str, ...] = ()  # options of the method's `actor`, such as sorl.k=4
     label: str = ""  # appended to the method's name in the results, to tell changed settings apart
     out: Path = Path("runs/ogbench")  # the folder of checkpoints and of agents.jsonl
+    share: str = "0/1"  # of the agents that this process trains, such as 3/4, the last of four
     minutes: float = float("inf")  # after which no agent goes on training; the same command resumes
 
     updates: int = 50_000  # gradient steps
@@ -160,17 +163,29 @@ def commit() -> str:
     return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
 
 
+def parse_share(share: str) -> tuple[int, int]:
+    which, _, count = share.partition("/")
+    if not (which.isdecimal() and count.isdecimal() and int(which) < int(count)):
+        raise ValueError(f"`share` must be like 0/4, 1/4, ..., 3/4, got {share!r}.")
+    return int(which), int(count)
+
+
+def table_name(args: Args) -> str:
+    """Each process has a table of its own."""
+    which, count = parse_share(args.share)
+    return "agents" if count == 1 else f"agents_{which}_of_{count}"
+
+
 def finished(args: Args) -> set[tuple[str, str, int]]:
-    path = args.out / "agents.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {(row["method"], row["task"], row["seed"]) for row in map(json.loads, lines)}
+    rows = [row for path in args.out.glob("agents*.jsonl") for row in read_rows(args.out, path.stem)]
+    return {(row["method"], row["task"], row["seed"]) for row in rows}
 
 
-def agents(args: Args, method: str, task: Task, name: str, pool: EnvPool, end: float) -> None:
+def agents(args: Args, method: str, task: Task, name: str, seeds: list[int], pool: EnvPool, end: float) -> None:
     """Train and evaluate the seeds of one method on one task that are missing."""
     module, label = load(method), Path(method).stem + args.label
     config, chosen = configure(args, module, method, name), options(args.act, method, "act")
-    missing = [seed for seed in range(args.seeds) if (label, name, seed) not in finished(args)]
+    missing = [seed for seed in seeds if (label, name, seed) not in finished(args)]
     groups = [missing] if jax.default_backend() != "cpu" else [[seed] for seed in missing]
     size, source = task.dataset.action.shape[-1], Path(task.source)
     for seeds in filter(None, groups):
@@ -191,8 +206,7 @@ def agents(args: Args, method: str, task: Task, name: str, pool: EnvPool, end: f
             row |= {"dataset": source.name, "sha256": checksum(source), "commit": commit()}
             row |= {package: version(package) for package in ("shortcutrl", "jax", "ogbench", "mujoco")}
             row |= {"device": jax.devices()[0].device_kind, "success": result.success.astype(int).tolist()}
-            with (args.out / "agents.jsonl").open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            append_row(args.out, table_name(args), row)
             print(f"{label} on {name}, seed {seed}: success {result.success_rate:.2f}", flush=True)
 
 
@@ -200,18 +214,23 @@ def main() -> None:
     args = tyro.cli(Args, description=__doc__)
     end = time.monotonic() + 60 * args.minutes
     try:
-        for method in args.methods:  # before anything is trained
-            for name in args.tasks:
-                configure(args, load(method), method, name)
+        for method, name in itertools.product(args.methods, args.tasks):  # before anything is trained
+            configure(args, load(method), method, name)
+        which, count = parse_share(args.share)
         args.out.mkdir(parents=True, exist_ok=True)
+        every = list(itertools.product(args.tasks, args.methods, range(args.seeds)))
         for name in args.tasks:
             task = ogbench.load(name, episodes=args.data_episodes)
             with EnvPool(task.make_env, processes=args.processes) as pool:
                 for method in args.methods:
+                    seeds = [seed for *cell, seed in every[which::count] if cell == [name, method]]
                     if time.monotonic() < end:
-                        agents(args, method, task, name, pool, end)
+                        agents(args, method, task, name, seeds, pool, end)
+        done = finished(args)
+        left = sum((Path(method).stem + args.label, name, seed) not in done for name, method, seed in every)
+        print(f"{len(every) - left} of {len(every)} agents are finished, those of other processes included")
     except (ValueError, OSError) as error:
-        sys.exit(f"run.py: {error}")
+        sys.exit(f"run.py (share {args.share}): {error}")
     except KeyboardInterrupt:
         sys.exit("run.py: interrupted; the same command resumes")
 

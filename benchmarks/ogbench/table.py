@@ -1,6 +1,6 @@
 """Tables and figures of the agents that run.py trained: means, interquartile means, intervals, and comparisons.
 
-    python benchmarks/ogbench/table.py results/agents.jsonl --out results
+    python benchmarks/ogbench/table.py results/agents*.jsonl --out results
 
 Several files are combined. Intervals are stratified bootstraps over seeds within each task, as recommended by
 Agarwal and others (arXiv 2108.13264). Success is in percent; higher is better.

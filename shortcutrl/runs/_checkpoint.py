@@ -178,6 +178,7 @@ def _like(saved: np.ndarray, leaf: Any) -> Any:
     if isinstance(leaf, bool | int | float | complex):
         return type(leaf)(saved.item())
     if _is_key(leaf):
-        return jax.random.wrap_key_data(jnp.array(saved), impl=jax.random.key_impl(leaf))
-    array = jnp.array(saved.view(leaf.dtype) if saved.dtype.kind == "V" else saved)  # NumPy knows no bfloat16
+        array = jax.random.wrap_key_data(jnp.array(saved), impl=jax.random.key_impl(leaf))
+    else:
+        array = jnp.array(saved.view(leaf.dtype) if saved.dtype.kind == "V" else saved)  # NumPy knows no bfloat16
     return jax.device_put(array, leaf.sharding) if isinstance(leaf, jax.Array) and leaf.committed else array
