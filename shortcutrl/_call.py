@@ -20,7 +20,7 @@ def encoded(name: str, function: Any, obs: Obs) -> Obs:
     """What `function` makes of the observation by its method `encode`, for several calls; without one, `obs`."""
     while isinstance(function, partial | eqx.Partial) and not function.args:
         function = function.func
-    encode = getattr(function, "encode", None)
+    encode = None if isinstance(function, type) else getattr(function, "encode", None)
     return obs if encode is None else call(f"{name}.encode", encode, obs)
 
 
@@ -44,7 +44,8 @@ def action_of(name: str, actor: Actor, obs: Obs, noise: Noise) -> Action:
 
 def ensemble_of(name: str, critic: Critic, obs: Obs, action: Action) -> Array:
     """Q by each member, shape `(ensemble,)`."""
-    q = _as_floats(name, call(name, critic, obs, action))
+    sees_k = isinstance(critic, partial | eqx.Partial) and "k" in critic.keywords
+    q = _as_floats(name, call(name, critic, obs, action, remedy=_SEES_K if sees_k else _ORDER))
     if q.ndim != 1 or len(q) == 0:
         raise ValueError(
             f"`{name}` must return shape (ensemble,), one estimate of Q for each member, got {q.shape}. For a single "
@@ -80,6 +81,9 @@ _ONE_INPUT = (
 )
 
 
+_SEES_K = "A critic that does not take the number of jumps `k` needs `condition_critic_on_k=False` in SORL's `Config`."
+
+
 _ORDER = "Check the order in which you pass functions, and bind options of your own by `functools.partial`."
 
 
@@ -90,8 +94,9 @@ def call(name: str, function: Callable[..., Any], *args: Any, remedy: str = _ORD
     try:
         return function(*args, **keywords)
     except TypeError as error:
+        function, args, keywords = _unwrapped(function, args, keywords)
         try:
-            inspect.signature(_with_signature(function)).bind(*args, **keywords)
+            inspect.signature(function).bind(*args, **keywords)
         except (TypeError, ValueError) as mismatch:
             given = "1 positional argument" if len(args) == 1 else f"{len(args)} positional arguments"
             named = "".join(f" and `{keyword}`" for keyword in keywords)
@@ -99,11 +104,16 @@ def call(name: str, function: Callable[..., Any], *args: Any, remedy: str = _ORD
         raise
 
 
-def _with_signature(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same with `functools.partial` for Equinox's, which says nothing of its signature."""
-    if isinstance(function, partial | eqx.Partial):
-        return partial(_with_signature(function.func), *function.args, **function.keywords)
-    return function
+def _unwrapped(function: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, tuple[Any, ...], Any]:
+    """The user's function inside partials and the states of algorithms, and all of its arguments."""
+    while True:
+        if isinstance(function, partial | eqx.Partial):
+            args, keywords = (*function.args, *args), {**function.keywords, **keywords}
+            function = function.func
+        elif callable(unwrap := getattr(function, "unwrap", None)):
+            function = unwrap()
+        else:
+            return function, args, keywords
 
 
 def _as_floats(name: str, value: Any, shape: tuple[int, ...] | None = None, remedy: str = _ONE_INPUT) -> Array:
@@ -116,5 +126,4 @@ def _as_floats(name: str, value: Any, shape: tuple[int, ...] | None = None, reme
 
 
 def _is_number(value: Any) -> bool:
-    number = isinstance(value, float | int | jax.Array | np.ndarray | np.generic) and not isinstance(value, bool)
-    return number and jnp.shape(value) == () and _checks.is_real(value)
+    return _checks.is_numeric(value) and jnp.shape(value) == ()

@@ -13,7 +13,7 @@ from jax.core import Tracer
 from jaxtyping import Array
 
 from shortcutrl._typed import show
-from shortcutrl._types import Bound, Clip
+from shortcutrl._types import Clip
 
 
 def as_same_dtype(**arrays: Array | np.ndarray) -> tuple[Array, ...]:
@@ -89,21 +89,22 @@ def as_clip(name: str, clip: Clip, like: Any) -> tuple[Array, Array] | None:
     """Bounds in the dtype of the action `like`: two numbers, or two arrays of its shape."""
     if clip is None:
         return None
-    if len(clip) != 2:
-        raise ValueError(f"`{name}` must be a pair (low, high), got {show(clip)}.")
-    low, high = (_as_bound(name, bound, like) for bound in clip)
-    if not any(isinstance(bound, Tracer) for bound in (low, high)) and not np.all(np.asarray(low) < np.asarray(high)):
-        raise ValueError(f"`{name}` must be (low, high) with low < high, such as (-1.0, 1.0), got {show(clip)}.")
+    check_clip(name, clip, like.shape, like.dtype)
+    low, high = (jnp.asarray(bound, like.dtype) for bound in clip)
     return low, high
 
 
-def _as_bound(name: str, bound: Bound, like: Any) -> Array:
-    number = isinstance(bound, int | float | np.generic | np.ndarray | jax.Array) and not isinstance(bound, bool)
-    if not number or jnp.shape(bound) not in ((), like.shape) or not is_real(bound):
-        raise ValueError(
-            f"`{name}` must be two numbers or two arrays of the action's shape {like.shape}, got {show(bound)}."
-        )
-    return jnp.asarray(bound, like.dtype)
+def check_clip(name: str, clip: Any, shape: tuple[int, ...] = (), dtype: Any = np.float32) -> None:
+    """A pair low < high: two numbers or two arrays of the action's shape. Makes no array of JAX."""
+    if len(clip) != 2:
+        raise ValueError(f"`{name}` must be a pair (low, high), got {show(clip)}.")
+    for bound in clip:
+        if not is_numeric(bound) or np.shape(bound) not in ((), shape):
+            kinds = f"two numbers or two arrays of the action's shape {shape}" if shape else "two numbers"
+            raise ValueError(f"`{name}` must be {kinds}, such as (-1.0, 1.0), got {show(bound)} in it.")
+    known = [np.asarray(bound, dtype) for bound in clip if not isinstance(bound, Tracer)]
+    if len(known) == 2 and not np.all(known[0] < known[1]):
+        raise ValueError(f"`{name}` must be (low, high) with low < high, such as (-1.0, 1.0), got {show(clip)}.")
 
 
 def check_numbers(name: str, tree: Any) -> None:
@@ -117,9 +118,10 @@ def check_leading_axis(name: str, tree: Any) -> int:
     """The length of the axis that every array of `tree` begins with."""
     leaves = dict(_named_leaves(name, tree))
     for path, leaf in leaves.items():
-        if isinstance(leaf, np.ndarray):
-            check_numbers(path, leaf)
-    shapes = {path: _shape(leaf) for path, leaf in leaves.items()}
+        if not isinstance(leaf, jax.Array | np.ndarray):
+            raise TypeError(f"`{path}` must be an array, got {show(leaf)}. Pass arrays, such as by `jnp.asarray(...)`.")
+        check_numbers(path, leaf)
+    shapes = {path: np.shape(leaf) for path, leaf in leaves.items()}
     lengths = {shape[:1] for shape in shapes.values()}
     if len(lengths) != 1 or lengths in ({()}, {(0,)}):
         listed = ", ".join(f"`{path}` {shape}" for path, shape in list(shapes.items())[:5]) or "no array"
@@ -154,9 +156,10 @@ def _known(value: Any) -> float | None:
     return None if isinstance(value, Tracer) else float(value)
 
 
-def _shape(leaf: Any) -> tuple[int, ...]:
-    """The shape of a number or an array; of anything else `()`, which has no leading axis."""
-    return np.shape(leaf) if isinstance(leaf, jax.Array | np.ndarray | np.generic) else ()
+def is_numeric(value: Any) -> bool:
+    """A number or an array of real numbers, other than `True` and `False`."""
+    kinds = int | float | jax.Array | np.ndarray | np.generic
+    return isinstance(value, kinds) and not isinstance(value, bool) and is_real(value)
 
 
 def is_real(value: Any) -> bool:

@@ -163,7 +163,7 @@ def consistency_sample(
     obs: Obs,
     noise: Float[Array | np.ndarray, "steps action"],
     *,
-    levels: tuple[ScalarLike, ...] | list[ScalarLike],
+    levels: tuple[Any, ...] | list[Any],
     clip: Clip = None,
 ) -> Action:
     r"""Turn noise into an action in few steps: $a \leftarrow f(s, a + \sqrt{\sigma_i^2 - 0.002^2}\, z_i, \sigma_i)$.
@@ -212,8 +212,10 @@ def consistency_sample(
     return action if bounds is None else jnp.clip(action, *bounds)
 
 
-def _as_level(name: str, value: ScalarLike, dtype: Any) -> Scalar:
+def _as_level(name: str, value: Any, dtype: Any) -> Scalar:
     """A noise level in `dtype`, of which the smallest and the largest may have been rounded."""
+    if not _checks.is_numeric(value) or jnp.shape(value) != ():
+        raise TypeError(f"`{name}` must be numbers, got {show(value)}.")
     if not isinstance(value, Tracer) and not 0.99 * SMALLEST_LEVEL <= float(value) <= 1.01 * LARGEST_LEVEL:
         raise ValueError(f"`{name}` must be in [{SMALLEST_LEVEL}, {LARGEST_LEVEL:g}], got {show(value)}.")
     return jnp.clip(jnp.asarray(value, dtype), SMALLEST_LEVEL, LARGEST_LEVEL)

@@ -26,6 +26,9 @@ def checked(kind: Any, draw: Callable[..., Any] | None = None) -> Callable[[T], 
 
     def decorate(function: T) -> T:
         guarded, signature = typed(function), inspect.signature(function)
+        needs = {"state", "batch", "draws", "config"} if draw is not None else set()
+        if missing := needs - signature.parameters.keys():
+            raise TypeError(f"`{function.__name__}` must have the arguments {', '.join(sorted(missing))}.")
 
         @wraps(function)
         def checked_call(*args, **kwargs):
@@ -40,7 +43,7 @@ def checked(kind: Any, draw: Callable[..., Any] | None = None) -> Callable[[T], 
                 elif name == "updates":
                     _checks.as_scalar("state.updates", network, jnp.int32)
             if isinstance(given.get("batch"), Transition):
-                _check_batch(given["batch"])
+                _check_batch(given["batch"], hasattr(given.get("config"), "discount"))
                 if draw is not None:
                     _check_draws(draw, given)
             return guarded(*args, **kwargs)
@@ -55,7 +58,7 @@ def check_network(name: str, network: Any) -> None:
         raise TypeError(f"`{name}` must be a callable pytree, such as an Equinox Module, got {show(network)}.")
 
 
-def _check_batch(batch: Transition) -> None:
+def _check_batch(batch: Transition, needs_next_obs: bool) -> None:
     """A batch has one leading axis in each array, and the ranks of a batch of transitions."""
     for name in ("action", "reward", "mask"):
         value, rank = getattr(batch, name), 2 if name == "action" else 1
@@ -68,9 +71,10 @@ def _check_batch(batch: Transition) -> None:
     after = batch.next_action
     if after is not None and not (isinstance(after, jax.Array | np.ndarray) and after.shape == batch.action.shape):
         raise ValueError(f"`batch.next_action` must have shape {batch.action.shape} or be None, got {show(after)}.")
-    if batch.next_obs is not None and jax.tree.structure(batch.next_obs) != jax.tree.structure(batch.obs):
-        raise ValueError(f"`batch.next_obs` must have the structure of `batch.obs`, got {show(batch.next_obs)}.")
     _checks.check_leading_axis("batch", batch)
+    shapes = [jax.tree.map(jnp.shape, obs) for obs in (batch.obs, batch.next_obs)]
+    if shapes[0] != shapes[1] and (needs_next_obs or batch.next_obs is not None):
+        raise ValueError(f"`batch.next_obs` must be like `batch.obs`, {show(batch.obs)}, got {show(batch.next_obs)}.")
 
 
 def _check_draws(draw: Callable[..., Any], given: dict[str, Any]) -> None:
@@ -99,12 +103,14 @@ def sizes_of(example: Transition, encoder: Encoder) -> tuple[int, int]:
         obs = jax.tree.map(lambda x: x[0], obs)
     if encoder is not None:
         obs = eqx.filter_eval_shape(partial(call, "encoder", encoder), obs)
-    if not isinstance(obs, jax.Array | np.ndarray | jax.ShapeDtypeStruct) or obs.ndim != 1:
+    array = isinstance(obs, jax.Array | np.ndarray | jax.ShapeDtypeStruct)
+    if not array or len(obs.shape) != 1 or not jnp.issubdtype(obs.dtype, jnp.floating):
         raise ValueError(
-            f"`example.obs` must be vectors, got {show(obs) if encoder is None else obs}. Pass an `encoder` that turns "
-            "one observation into a vector."
+            f"`example.obs` must be float vectors, got {show(obs)}. Convert them to float32, or pass an `encoder`."
+            if encoder is None
+            else f"`encoder` must return a float vector, got {obs}. Its input is one observation."
         )
-    return len(obs) if encoder is None else obs.shape[0], action.shape[-1]
+    return obs.shape[0], action.shape[-1]
 
 
 def validate(
@@ -123,7 +129,5 @@ def validate(
     for name in (*fractions, "discount", "tau"):
         if hasattr(config, name):  # behaviour cloning has no discount and no tau
             _checks.check_range(name, getattr(config, name), 0, 1, open_low=name == "tau")
-    if config.clip is not None and not (len(config.clip) == 2 and config.clip[0] < config.clip[1]):
-        raise ValueError(
-            f"`clip` must be (low, high) with low < high, such as (-1.0, 1.0), or None, got {config.clip}."
-        )
+    if getattr(config, "clip", None) is not None:
+        _checks.check_clip("clip", config.clip)

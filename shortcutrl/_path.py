@@ -44,7 +44,7 @@ def interpolate(noise: ActionLike, action: ActionLike, t: ScalarLike) -> Action:
 
 @typed
 def draw_flow_matching(
-    key: PRNGKeyArray, *, num_steps: Integer, shape: tuple[int, ...] = ()
+    key: PRNGKeyArray, *, num_steps: Integer, shape: tuple[Any, ...] | list[Any] = ()
 ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
     r"""Draw (t, h) for flow matching: $h = 1/M$, t uniform on $\{0, h, \dots, 1 - h\}$, where M is `num_steps`.
 
@@ -77,7 +77,7 @@ def draw_flow_matching(
 
 @typed
 def draw_self_consistency(
-    key: PRNGKeyArray, *, num_steps: Integer, shape: tuple[int, ...] = ()
+    key: PRNGKeyArray, *, num_steps: Integer, shape: tuple[Any, ...] | list[Any] = ()
 ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
     r"""Draw (t, h) for self-consistency: h uniform on $\{1, \tfrac12, \dots, \tfrac2M\}$, t on $\{0, h, \dots, 1-h\}$.
 

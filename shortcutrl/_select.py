@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from shortcutrl import _checks
 from shortcutrl._call import action_of, q_of
-from shortcutrl._typed import typed
+from shortcutrl._typed import show, typed
 from shortcutrl._types import Action, Actor, Aggregate, Critic, Noise, Obs
 
 
@@ -66,7 +66,13 @@ def bon_select(
     Source: best-of-N sampling in SORL ([arXiv 2505.22866](https://arxiv.org/abs/2505.22866)).
     """
     _checks.check_leading_axis("noise", noise)
-    candidates = jax.vmap(lambda row: action_of("actor", actor, obs, row))(jax.tree.map(jnp.asarray, noise))
+    rows = jax.tree.map(jnp.asarray, noise)
+    try:
+        candidates = jax.vmap(lambda row: action_of("actor", actor, obs, row))(rows)
+    except (TypeError, ValueError) as error:
+        if any(row.ndim > 1 for row in jax.tree.leaves(rows)):
+            raise
+        raise type(error)(f"`noise` must have one row for each candidate, got {show(noise)}. {error}") from error
     q = jax.vmap(lambda action: q_of("critic", critic, obs, action, aggregate))(candidates)
     best = jnp.argmax(jnp.where(jnp.isnan(q), -jnp.inf, q))
     best = jnp.where(jnp.isnan(q[best]), jnp.argmax(~jnp.isnan(q)), best)  # -inf is a number too

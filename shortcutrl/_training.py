@@ -101,14 +101,20 @@ def step(kind: Any, state: Any, optimizers: Any, **grads: Any) -> Any:
         optimizer, network = getattr(optimizers, name), getattr(state, name)
         opt_state = getattr(state, f"{name}_opt_state")
         params = parameters(network)
-        if jax.tree.structure(jax.eval_shape(optimizer.init, params)) != jax.tree.structure(opt_state):
+        if not _alike(jax.eval_shape(optimizer.init, params), opt_state):
             raise ValueError(
-                f"`state.{name}_opt_state` belongs to another optimizer than `optimizers.{name}`: pass the optimizers "
-                "that the state was made with by `init`."
+                f"`state.{name}_opt_state` belongs to another optimizer than `optimizers.{name}`, or to another "
+                f"network than `state.{name}`: pass a state of `init` or `update`, and the optimizers of `init`."
             )
         updates, opt_state = optimizer.update(parameters(grad), opt_state, params)
         state = state._replace(**{name: _apply(updates, network), f"{name}_opt_state": opt_state})
     return state
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """The same structure, and arrays of the same shapes."""
+    shapes = [[jnp.shape(leaf) for leaf in jax.tree.leaves(tree) if hasattr(leaf, "shape")] for tree in (one, other)]
+    return jax.tree.structure(one) == jax.tree.structure(other) and shapes[0] == shapes[1]
 
 
 def _as_optimizers(kind: Any, optimizers: Any) -> Any:
@@ -156,8 +162,8 @@ def average(state: Any, tau: Number) -> Any:
 
 
 def _polyak(name: str, online: Any, target: Any, tau: Number) -> Any:
-    if jax.tree.structure(online) != jax.tree.structure(target):
-        raise ValueError(f"`state.target_{name}` must have the structure of `state.{name}`. Make the state by `init`.")
+    if not _alike(online, target):
+        raise ValueError(f"`state.target_{name}` must be like `state.{name}`. Make the state by `init`.")
     new, static = eqx.partition(online, eqx.is_inexact_array)
     old = eqx.filter(target, eqx.is_inexact_array)
     return eqx.combine(optax.incremental_update(new, old, float(tau)), static)

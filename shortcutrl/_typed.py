@@ -33,6 +33,11 @@ def typed(function: T) -> T:
 
     @wraps(function)
     def call(*args, **kwargs):
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as error:
+            name = function.__qualname__.removesuffix(".__init__")
+            raise TypeError(f"`{name}`: {error}. Its arguments are {_listed(signature)}.") from None
         if any(map(_is_suspect, (*args, *kwargs.values()))) and (error := _explain(signature, args, kwargs)):
             raise error
         try:
@@ -43,6 +48,13 @@ def typed(function: T) -> T:
         raise error
 
     return typing.cast(T, call)
+
+
+def _listed(signature: inspect.Signature) -> str:
+    """Its parameters, where `*` stands before those that are passed by name, without types and defaults."""
+    empty = inspect.Parameter.empty
+    plain = [each.replace(annotation=empty, default=empty) for each in signature.parameters.values()]
+    return str(inspect.Signature([each for each in plain if each.name != "self"]))
 
 
 def _is_suspect(value: Any) -> bool:
@@ -78,9 +90,13 @@ def show(value: Any) -> str:
     """A value in a few words: an array by its dtype and shape, anything else by its shortened `repr`."""
     if isinstance(value, np.ma.MaskedArray):
         return f"a masked array of {value.dtype}{list(value.shape)}"
+    if _is_key(value):
+        return f"random keys of shape {value.shape}" if value.shape else "a random key"
     if isinstance(value, jax.Array | np.ndarray | np.generic):
         traced = "a traced " if isinstance(value, Tracer) else ""
         return f"{traced}{value.dtype}{list(value.shape)}" if value.shape or traced else f"{value} ({value.dtype})"
+    if type(value).__name__ in _OF_ALGORITHMS:
+        return f"a `{_class_name(type(value))}`"
     if callable(value) and hasattr(value, "__name__"):
         return f"the function `{value.__name__}`"
     if isinstance(value, int) and value.bit_length() > 127:
@@ -89,6 +105,19 @@ def show(value: Any) -> str:
         return " ".join(reprlib.repr(value).split())
     except Exception:  # a `repr` of the user's own
         return f"a value of type {type(value).__name__}"
+
+
+_OF_ALGORITHMS = {"Config", "Draws", "Networks", "State"}
+"""Names of classes that each algorithm has."""
+
+
+def _class_name(kind: type) -> str:
+    module = kind.__module__.rpartition(".")[2]
+    return f"{module}.{kind.__name__}" if kind.__name__ in _OF_ALGORITHMS else kind.__name__
+
+
+def _is_key(value: Any) -> bool:
+    return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
 def _parts(hint: Any) -> list[Any]:
@@ -117,9 +146,12 @@ def _describe(hint: Any) -> str:
             word = "a number" if not part.dim_str else kind if part.dim_str == "..." else f"{kind} of shape {shape}"
         elif typing.get_origin(part) is Literal:
             word = " or ".join(map(repr, typing.get_args(part)))
-        elif typing.get_origin(part) in (tuple, list) and tuple[Any, ...] not in _parts(hint):
-            args = [_describe(arg) for arg in typing.get_args(part) if arg not in (Any, ...)]
-            word = f"({', '.join(args)})" if args and typing.get_origin(part) is tuple else "a pair of numbers"
+        elif part == list[Any]:  # stands beside a tuple
+            continue
+        elif typing.get_origin(part) is tuple:
+            member, *others = typing.get_args(part)
+            plural = _describe(member).replace("a number", "numbers").replace("an array", "arrays")
+            word = "a tuple" if ... in others else f"a pair of {plural}"
         elif typing.get_origin(part) is Callable or part is Callable:
             word = "a function"
         elif part is type(None):
@@ -131,7 +163,7 @@ def _describe(hint: Any) -> str:
         elif issubclass(origin := typing.get_origin(part) or part, int | float | np.generic):
             word = "an integer" if issubclass(origin, int | np.integer) else "a number"
         else:
-            word = f"a{'n' * (origin.__name__[0] in 'AEIOU')} `{origin.__name__}`"
+            word = f"a{'n' * (origin.__name__[0] in 'AEIOU')} `{_class_name(origin)}`"
         words[word] = None
     if "a number" in words:
         words.pop("an integer", None)
@@ -147,13 +179,15 @@ def _remedy(name: str, hint: Any, value: Any, given: dict[str, Any]) -> str:
         return "Make one by `jax.random.key(seed)`."
     if type(value) is int and _is_suspect(value):
         return "Pass a smaller number."
+    if array and value.ndim == 0 and not isinstance(value, Tracer) and {int, float} & set(_parts(hint)):
+        return f"It is static: pass `{'float' if float in _parts(hint) else 'int'}({name})`."
     if isinstance(value, Tracer) and not _shapes(hint):
         return f"It is static: bind it outside of `jit` and `vmap`, by `functools.partial(..., {name}=...)`."
     if shapes := [shape for shape in _shapes(hint) if shape != "..."]:
         ranks = {len(shape.split()) for shape in shapes}
         if array and value.ndim > max(ranks):
             return "For a batch, use `jax.vmap` around the function."
-        if array and not jnp.issubdtype(value.dtype, jnp.floating):
+        if array and not jnp.issubdtype(value.dtype, jnp.floating) and not _is_key(value):
             return f"Convert it: `{name}.astype(jnp.float32)`."
         if array and value.ndim in ranks:
             others = [

@@ -8,7 +8,7 @@ class Countdown(gymnasium.Env):
     """Lasts 2 to 30 steps, as the seed says; succeeds if it lasts at most 8; pays the action's first component."""
 
     observation_space = gymnasium.spaces.Box(0, 100, (1,), np.float32)
-    action_space = gymnasium.spaces.Box(-10, 10, (2,), np.float32)
+    action_space = gymnasium.spaces.Box(-1000, 1000, (2,), np.float32)
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)

@@ -3,6 +3,7 @@
 import re
 from functools import partial
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +17,7 @@ from shortcutrl import (
     best_of_n,
     clipped,
     consistency_gap,
+    consistency_sample,
     critic_loss,
     distill_loss,
     draw_flow_matching,
@@ -44,6 +46,36 @@ OPTIONS = {
 
 def update(batch):
     return sorl.update(sorl.init((policy, blind), **OPTIONS), batch, **OPTIONS, key=KEY)
+
+
+class Blind(eqx.Module):
+    """A critic of the user's own, with a leaf that is no array."""
+
+    mlp: eqx.nn.MLP
+
+    def __call__(self, obs, action):
+        return self.mlp(jnp.concatenate([obs, action]))
+
+
+mlp = eqx.nn.MLP(5, 2, 4, 1, key=KEY)
+
+
+def update_with(*networks):
+    options = {"config": sorl.Config(num_steps=2, max_jumps=2), "optimizers": sorl.OPTIMIZERS}
+    return sorl.update(sorl.init(networks, **options), BATCH, **options, key=KEY)
+
+
+wide = nn.ShortcutPolicy(3, 2, width=8, depth=1, key=KEY)
+
+
+def update_state(**networks):
+    state = sorl.init((policy, blind), **OPTIONS)._replace(**networks)
+    return sorl.update(state, BATCH, **OPTIONS, key=KEY)
+
+
+def update_with_config(critic, **settings):
+    options = {"config": sorl.Config(num_steps=1, max_jumps=1, **settings), "optimizers": sorl.OPTIMIZERS}
+    return sorl.update(sorl.init((policy, critic), **options), BATCH, **options, key=KEY)
 
 
 def loss_at(**draws):
@@ -332,6 +364,52 @@ VALUES = {
     "config: tau of 0": (lambda: sorl.Config(tau=0.0), "`tau`", "0.0", "(0, 1]"),
     "config: tau above 1": (lambda: sorl.Config(tau=1.5), "`tau`", "1.5", "(0, 1]"),
     "config: clip": (lambda: sorl.Config(clip=(1.0, -1.0)), "`clip`", "(1.0, -1.0)", "low < high"),
+    "config: clip without a bound": (lambda: sorl.Config(clip=[None, 1.0]), "`clip`", "None", "two numbers"),
+    "config: clip of text": (lambda: sorl.Config(clip=[-1.0, "1"]), "`clip`", "'1'", "two numbers"),
+    "config: clip of flags": (lambda: sorl.Config(clip=(False, True)), "`clip`", "False", "two numbers"),
+    "config: clip of three": (lambda: sorl.Config(clip=[-1, 0, 1]), "`clip`", "(-1, 0, 1)", "(low, high)"),
+    "an encoder that returns integers": (
+        lambda: sorl.networks(BATCH, encoder=lambda obs: jnp.ones(2, int), key=KEY),
+        "`encoder`",
+        "int64",
+        "a float vector",
+    ),
+    "a batch without next observations": (
+        lambda: update(BATCH._replace(next_obs=None)),
+        "`batch.next_obs`",
+        "None",
+        "`batch.obs`",
+    ),
+    "next observations of another size": (
+        lambda: update(BATCH._replace(next_obs=jnp.ones((4, 5)))),
+        "`batch.next_obs`",
+        "float64[4, 5]",
+        "float64[4, 3]",
+    ),
+    "a policy of another size": (
+        lambda: update_state(policy=wide),
+        "`state.policy_opt_state`",
+        "`state.policy`",
+        "`init`",
+    ),
+    "an average of another size": (
+        lambda: update_state(target_policy=wide),
+        "`state.target_policy`",
+        "`state.policy`",
+        "`init`",
+    ),
+    "a critic that sees k for a config without": (
+        lambda: update_with_config(seeing, condition_critic_on_k=False),
+        "`k`",
+        "missing",
+        "`condition_critic_on_k` to True",
+    ),
+    "a critic that does not see k": (
+        lambda: update_with_config(blind, condition_critic_on_k=True),
+        "`k`",
+        "got 1",
+        "`condition_critic_on_k` to False",
+    ),
     "config: flow_steps": (lambda: fql.Config(flow_steps=0), "`flow_steps`", "0", "at least 1"),
     "config: alpha": (lambda: fql.Config(alpha=float("nan")), "`alpha`", "nan", "not negative"),
 }
@@ -368,7 +446,7 @@ KINDS = {
     "k that is a flag": (lambda: roll(X, k=True), "`k`", "True", "an integer"),
     "k that is a float": (lambda: roll(X, k=2.0), "`k`", "2.0", "Pass an integer"),
     "k that is text": (lambda: roll(X, k="2"), "`k`", "'2'", "Pass an integer"),
-    "k that is an array": (lambda: roll(X, k=jnp.asarray(2)), "`k`", "2 (int", "Pass an integer"),
+    "k that is an array": (lambda: roll(X, k=jnp.asarray(2)), "`k`", "2 (int", "pass `int(k)`"),
     "k that is traced": (lambda: jax.jit(lambda k: roll(X, k=k))(2), "`k`", "traced", "functools.partial(..., k=...)"),
     "mismatched sizes": (lambda: match(X, jnp.ones(3, jnp.float32), 0.0, h=0.0), "`noise`", "float32[3]", "`action`"),
     "mismatched sizes of self-consistency": (
@@ -390,7 +468,7 @@ KINDS = {
     "masked candidates": (lambda: select(np.ma.stack([MASKED, MASKED])), "`noise`", "a masked array", "Convert"),
     "candidates of text": (lambda: select(np.array([["1", "2"]])), "`noise`", "<U1[1, 2]", "Convert"),
     "num_steps of a config that is a float": (lambda: sorl.Config(num_steps=8.0), "`num_steps`", "8.0", "integer"),
-    "clip of a config that is one number": (lambda: sorl.Config(clip=1.0), "`clip`", "1.0", "(a number, a number)"),
+    "clip of a config that is one number": (lambda: sorl.Config(clip=1.0), "`clip`", "1.0", "a pair of numbers"),
     "a list": (lambda: roll([1.0, 2.0], k=1), "`noise`", "[1.0, 2.0]", "jnp.asarray"),
     "t that is not a scalar": (lambda: jump(X, jnp.zeros(2), 1.0), "`t`", "float64[2]", "a number"),
     "t that is text": (lambda: jump(X, "0", 1.0), "`t`", "'0'", "Pass a number"),
@@ -503,21 +581,64 @@ KINDS = {
         lambda: sorl.init(policy, config=OPTIONS["config"], optimizers=sorl.OPTIMIZERS),
         "`networks`",
         "ShortcutPolic",
-        "`tuple`",
+        "a tuple",
     ),
     "a config of another algorithm": (
         lambda: sorl.init((policy, blind), config=fql.Config(), optimizers=sorl.OPTIMIZERS),
         "`config`",
-        "Config(alpha",
-        "`Config`",
+        "`fql.Config`",
+        "`sorl.Config`",
     ),
     "a state of another algorithm": (
         lambda: fql.update(
             sorl.init((policy, blind), **OPTIONS), BATCH, config=fql.Config(), optimizers=fql.OPTIMIZERS, key=KEY
         ),
         "`state`",
-        "State(",
-        "`State`",
+        "`sorl.State`",
+        "`fql.State`",
+    ),
+    "a random key as noise": (lambda: roll(KEY, k=1), "`noise`", "a random key", "Pass a float array"),
+    "random keys as a time": (
+        lambda: jump(X, jax.random.split(KEY), 1.0),
+        "`t`",
+        "random keys of shape (2,)",
+        "number",
+    ),
+    "noise in nested lists": (lambda: select([[0.0, 1.0]]), "`noise[0][0]`", "0.0", "jnp.asarray"),
+    "no row of noise for each candidate": (
+        lambda: sorl.actor(sorl.init((policy, blind), **OPTIONS), config=OPTIONS["config"], n=4)(BATCH.obs[0], X),
+        "`noise`",
+        "[2]",
+        "one row for each candidate",
+    ),
+    "a shape that is a number": (lambda: draw_flow_matching(KEY, num_steps=2, shape=4), "`shape`", "4", "a tuple"),
+    "a level that is text": (
+        lambda: consistency_sample(lambda obs, x, level: x, None, jnp.ones((1, 2)), levels=("80",)),
+        "`levels`",
+        "'80'",
+        "numbers",
+    ),
+    "observations of integers": (
+        lambda: update(BATCH._replace(obs=jnp.ones((4, 3), int))),
+        "`obs`",
+        "int64[3]",
+        "Convert it to float32",
+    ),
+    "an encoder that keeps an axis": (
+        lambda: nn.ShortcutPolicy(3, 2, encoder=lambda obs: obs[None], key=KEY).encode(jnp.ones(3)),
+        "`encoder`",
+        "float64[1, 3]",
+        "(3,)",
+    ),
+    "an unknown option": (lambda: q_loss(act, critic, None, X, k=4), "`q_loss`", "'k'", "(actor, critic, obs, noise"),
+    "a missing argument": (lambda: q_loss(act), "`q_loss`", "'critic'", "(actor, critic, obs, noise"),
+    "an unknown setting": (lambda: sorl.Config(qweight=1), "`Config`", "'qweight'", "q_weight"),
+    "a critic without k": (lambda: update_with(policy, Blind(mlp)), "`target_critic`", "'k'", "condition_critic_on_k"),
+    "networks of the user in the wrong order": (
+        lambda: update_with(Blind(mlp), policy),
+        "`velocity`",
+        "4 positional arguments (too many positional arguments)",
+        "order",
     ),
 }
 

@@ -134,6 +134,21 @@ def test_observations_may_be_dictionaries_and_tuples(processes):
     assert len(pictures) == expected.episode_length[2] + 1
 
 
+@pytest.mark.parametrize("processes", [0, 1])
+def test_actions_outside_the_space_are_warned_of_once(processes):
+    def make_env():
+        return Changed(action_space=gymnasium.spaces.Box(np.float32([0, -1]), np.float32([5, np.inf])))
+
+    with EnvPool(make_env, processes=processes) as pool:
+        with pytest.warns(UserWarning, match=r"actions outside the action space, such as \[6. 7.\] in \[") as caught:
+            evaluate(lambda obs, key: jnp.array([6.0, 7.0]), pool, episodes=3)
+        assert len(caught) == 1
+        assert caught[0].filename == __file__
+        evaluate(
+            lambda obs, key: jnp.array([5.0, 7.0]), pool, episodes=3
+        )  # within: no warning, which would be an error
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
 @pytest.mark.parametrize("action_dtype", [jnp.float32, jnp.bfloat16, jnp.float16, jnp.int32])
 def test_environments_get_writable_actions_in_the_dtype_of_their_space(dtype, action_dtype):

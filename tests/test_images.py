@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from test_nn import gelu, jostled, layer_norm
 
 import shortcutrl
-from shortcutrl import Transition, data, nn, rollout_k, sorl
+from shortcutrl import Transition, cac, data, fbrac, nn, rollout_k, sorl
 from shortcutrl.evaluate import EnvPool, StackedFrames, evaluate
 
 KEY = jax.random.key(0)
@@ -405,17 +405,25 @@ def test_what_calls_a_velocity_several_times_encodes_once(name):
     assert len(calls) == 1
 
 
-def test_an_update_of_sorl_encodes_once_for_each_network_and_batch_of_observations():
-    """The critic's loss, in its branch: critic, target critic, policy. The policy's: policy, teacher, critic."""
-    (batch, config), calls = (transitions(), sorl.Config(num_steps=4, max_jumps=1)), Calls()
+@pytest.mark.parametrize(
+    ("module", "options", "expected"),
+    [(sorl, {"num_steps": 4, "max_jumps": 1}, 3 + 3), (fbrac, {}, 3 + 2), (cac, {}, 4 + 3)],
+    ids=["sorl", "fbrac", "cac"],
+)
+def test_an_update_encodes_once_for_each_network_and_batch_of_observations(module, options, expected):
+    """The critic's loss: critic, target critic, policy. The policy's: policy, critic, and a teacher if there is one.
+
+    The target policy of CAC encodes at both of its steps, without gradients, so that the compiler merges them.
+    """
+    (batch, config), calls = (transitions(), module.Config(**options)), Calls()
     encoder = Counted(jnp.ones(batch.obs.shape[-1]), calls)
-    networks = sorl.networks(batch, width=8, depth=1, encoder=encoder, key=KEY)
-    optimizers = sorl.Networks(optax.sgd(1e-2), optax.sgd(1e-2))
-    state = sorl.init(networks, config=config, optimizers=optimizers)
+    networks = module.networks(batch, width=8, depth=1, encoder=encoder, key=KEY)
+    optimizers = module.Networks(optax.sgd(1e-2), optax.sgd(1e-2))
+    state = module.init(networks, config=config, optimizers=optimizers)
     calls.clear()
-    update = partial(sorl.update, config=config, optimizers=optimizers)
+    update = partial(module.update, config=config, optimizers=optimizers)
     new, _ = jax.jit(update)(state, batch, key=KEY)
-    assert len(calls) == 6
+    assert len(calls) == expected
     for network in ("policy", "critic"):
         assert jnp.any(getattr(new, network).encoder.weight != getattr(state, network).encoder.weight)
 

@@ -225,7 +225,10 @@ def test_an_observation_that_is_not_of_its_space_is_named(obs, message):
 
 def test_observations_are_not_truncated():
     make_env = lambda value: Changed(
-        observation_space=gymnasium.spaces.Box(0, 9, (1,), np.int32), step=replaced(obs=[value]), reset=first
+        observation_space=gymnasium.spaces.Box(0, 9, (1,), np.int32),
+        action_space=gymnasium.spaces.Box(0, 9, (2,), np.float32),
+        step=replaced(obs=[value]),
+        reset=first,
     )
     first = lambda env, result: ([3.0], {})
     act = lambda obs, key: jnp.full(2, obs[0])
@@ -402,6 +405,11 @@ POOL = here()
         ),
         (lambda: ScaledActions(Echo(), Scale(np.zeros(3), np.ones(3))), ValueError, r"`scale` must map .* \(2,\)"),
         (lambda: ScaledActions(Echo(), Scale), ValueError, r"`scale` must map an action of shape \(2,\)"),
+        (
+            lambda: ScaledActions(Echo(), Scale(np.array([-1, -3]), np.array([1, 2]))),
+            ValueError,
+            r"`scale` maps actions to \[-1. -3.\] to \[1. 2.\], but those of the environment are in \[-1. -2.\]",
+        ),
         (lambda: keyed(None, (2,)), TypeError, "`actor` must be a function.*got None"),
         (lambda: keyed(still, 2), ValueError, r"`shape` must be a tuple of integers, such as \(2,\), got 2"),
         (lambda: keyed(still, (2.0,)), ValueError, "`shape` must be an integer of at least 1, got 2.0"),

@@ -49,7 +49,7 @@ class Config:
         ```
     """
 
-    clip: tuple[Number, Number] | list[Number] | None = (-1.0, 1.0)
+    clip: tuple[Number, Number] | list[Any] | None = (-1.0, 1.0)
 
     def __post_init__(self) -> None:
         _contract.validate(self)

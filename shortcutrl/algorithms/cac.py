@@ -90,7 +90,7 @@ class Config:
     backup_candidates: Integer = 10
     discount: Number = 0.99
     tau: Number = 0.005
-    clip: tuple[Number, Number] | list[Number] | None = (-1.0, 1.0)
+    clip: tuple[Number, Number] | list[Any] | None = (-1.0, 1.0)
 
     def __post_init__(self) -> None:
         _contract.validate(self, non_negative=["eta"], sizes=["sample_steps", "backup_candidates"])
@@ -335,11 +335,13 @@ def policy_loss(
     first = jnp.minimum(jnp.floor(draws.level * gaps), gaps - 1)
     low, high = noise_levels = [jax.vmap(noise_level)((first + i) / gaps) for i in (0, 1)]
 
-    models = (eqx.Partial(consistency_function, network) for network in (policy, state.target_policy))
-    losses = jax.vmap(partial(consistency_loss, *models))(batch.obs, batch.action, draws.noise, *noise_levels)
+    teacher, critic = _training.fixed((state.target_policy, state.critic))
+    networks = {"policy": policy, "state.target_policy": teacher, "state.critic": critic}
+    obs, policy, teacher, critic = _training.encode_once(batch.obs, **networks)
+    models = (eqx.Partial(consistency_function, network) for network in (policy, teacher))
+    losses = jax.vmap(partial(consistency_loss, *models))(obs, batch.action, draws.noise, *noise_levels)
     consistency = (CONSISTENCY_WEIGHT / (high - low) * losses).mean()
-    critic = _training.fixed(state.critic)
-    losses, info = jax.vmap(partial(q_loss, _actor(policy, config), critic))(batch.obs, draws.q_noise)
+    losses, info = jax.vmap(partial(q_loss, _actor(policy, config), critic))(obs, draws.q_noise)
     minus_q = losses.mean()
     loss = consistency + config.eta * _training.normalized(minus_q, info.q)
     return loss, (consistency, minus_q, gaps + 1)

@@ -67,7 +67,7 @@ class Config:
     discount: Number = 0.99
     aggregate: Literal["min", "mean"] = "mean"
     tau: Number = 0.005
-    clip: tuple[Number, Number] | list[Number] | None = (-1.0, 1.0)
+    clip: tuple[Number, Number] | list[Any] | None = (-1.0, 1.0)
 
     def __post_init__(self) -> None:
         _contract.validate(self, non_negative=["alpha"], sizes=["flow_steps"])

@@ -64,7 +64,7 @@ class Config:
     discount: Number = 0.99
     aggregate: Literal["min", "mean"] = "mean"
     tau: Number = 0.005
-    clip: tuple[Number, Number] | list[Number] | None = (-1.0, 1.0)
+    clip: tuple[Number, Number] | list[Any] | None = (-1.0, 1.0)
 
     def __post_init__(self) -> None:
         _contract.validate(self, non_negative=["alpha"], sizes=["flow_steps"])
@@ -264,10 +264,12 @@ def policy_loss(
         loss, terms = fbrac.policy_loss(state.policy, state, batch, fbrac.draw(key, batch), config=config)
         ```
     """
+    networks = {"policy": policy, "state.critic": _training.fixed(state.critic)}
+    obs, policy, critic = _training.encode_once(batch.obs, **networks)
     match = partial(flow_matching_loss, policy, h=0.0)
-    flow_matching = jax.vmap(match)(batch.obs, batch.action, draws.flow_noise, draws.flow_t).mean()
+    flow_matching = jax.vmap(match)(obs, batch.action, draws.flow_noise, draws.flow_t).mean()
     actor = partial(rollout_k, policy, k=config.flow_steps, clip=config.clip)
-    losses, _ = jax.vmap(partial(q_loss, actor, _training.fixed(state.critic)))(batch.obs, draws.noise)
+    losses, _ = jax.vmap(partial(q_loss, actor, critic))(obs, draws.noise)
     minus_q = losses.mean()
     return config.alpha * flow_matching + minus_q, (flow_matching, minus_q)
 

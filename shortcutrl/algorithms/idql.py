@@ -74,7 +74,7 @@ class Config:
     denoising_steps: Integer = 5
     discount: Number = 0.99
     tau: Number = 0.005
-    clip: tuple[Number, Number] | list[Number] | None = (-1.0, 1.0)
+    clip: tuple[Number, Number] | list[Any] | None = (-1.0, 1.0)
 
     def __post_init__(self) -> None:
         _contract.validate(self, sizes=["num_candidates", "denoising_steps"], fractions=["expectile"])

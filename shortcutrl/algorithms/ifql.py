@@ -65,7 +65,7 @@ class Config:
     flow_steps: Integer = 10
     discount: Number = 0.99
     tau: Number = 0.005
-    clip: tuple[Number, Number] | list[Number] | None = (-1.0, 1.0)
+    clip: tuple[Number, Number] | list[Any] | None = (-1.0, 1.0)
 
     def __post_init__(self) -> None:
         _contract.validate(self, sizes=["num_candidates", "flow_steps"], fractions=["expectile"])

@@ -68,7 +68,7 @@ class Config:
     expectile: Number = 0.9
     discount: Number = 0.99
     tau: Number = 0.005
-    clip: tuple[Number, Number] | list[Number] | None = (-1.0, 1.0)
+    clip: tuple[Number, Number] | list[Any] | None = (-1.0, 1.0)
 
     def __post_init__(self) -> None:
         _contract.validate(self, non_negative=["alpha"], fractions=["expectile"])

@@ -73,7 +73,7 @@ class Config:
     policy_period: Integer = 2
     discount: Number = 0.99
     tau: Number = 0.005
-    clip: tuple[Number, Number] | list[Number] | None = (-1.0, 1.0)
+    clip: tuple[Number, Number] | list[Any] | None = (-1.0, 1.0)
 
     def __post_init__(self) -> None:
         non_negative = ["policy_penalty", "critic_penalty", "target_noise", "target_noise_clip"]

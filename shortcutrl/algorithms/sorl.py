@@ -81,7 +81,7 @@ class Config:
     normalize_q: bool = True
     condition_critic_on_k: bool = True
     tau: Number = 0.005
-    clip: tuple[Number, Number] | list[Number] | None = (-1.0, 1.0)
+    clip: tuple[Number, Number] | list[Any] | None = (-1.0, 1.0)
     remat: bool = False
 
     def __post_init__(self) -> None:

@@ -101,12 +101,12 @@ def path_name(path: Any) -> str:
     return f"{path[0].key}{jax.tree_util.keystr(path[1:])}"
 
 
-def refuse(name: str, values: np.ndarray, bad: np.ndarray, why: str) -> None:
+def refuse(name: str, values: np.ndarray, bad: np.ndarray, why: str, remedy: str = "") -> None:
     """Raise for the first value that is `bad`."""
     if bad.any():
         index = np.unravel_index(np.argmax(bad), bad.shape)
         where = ", ".join(map(str, map(int, index)))
-        raise ValueError(f"`{name}[{where}]` = {values[index]} {why} ({bad.sum()} such values of {bad.size}).")
+        raise ValueError(f"`{name}[{where}]` = {values[index]} {why} ({bad.sum()} such values of {bad.size}).{remedy}")
 
 
 def _finite(name: str, values: np.ndarray, dtype: Any) -> np.ndarray:

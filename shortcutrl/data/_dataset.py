@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Shaped
 
-from shortcutrl._typed import typed
+from shortcutrl._typed import show, typed
 from shortcutrl._types import Bound, Obs
 from shortcutrl.data._arrays import (
     as_flags,
@@ -56,7 +56,7 @@ def from_arrays(
     terminations: Any = None,
     truncations: Any = None,
     next_observations: Obs | None = None,
-    action_range: tuple[Bound, Bound] = (-1.0, 1.0),
+    action_range: tuple[Bound, Bound] | list[Any] = (-1.0, 1.0),
     rescale: bool = False,
     **ignored: Any,
 ) -> Dataset:
@@ -155,9 +155,12 @@ def _breaks(obs: Obs, next_obs: Obs) -> np.ndarray:
 
 
 def _in_range(action: np.ndarray, action_range: tuple[Bound, Bound], rescale: bool) -> np.ndarray:
+    if len(action_range) != 2:
+        raise ValueError(f"`action_range` must be (low, high), got {show(action_range)}.")
     low, high = as_bounds("`action_range`", *action_range)
     if low.shape not in ((), action.shape[1:]):
         raise ValueError(f"`action_range` has bounds of shape {low.shape} but `actions` has shape {action.shape}.")
-    where = "its range in" if low.ndim else f"[{low}, {high}]; rescale it or pass"
-    refuse("actions", action, (action < low) | (action > high), f"lies outside {where} `action_range`")
+    why = f"lies outside `action_range`, {low.tolist()} to {high.tolist()}"
+    remedy = " Pass `action_range=(low, high)`, and `rescale=True` to train in [-1, 1]."
+    refuse("actions", action, (action < low) | (action > high), why, remedy)
     return np.asarray(ActionScale(low, high).to_unit(action)) if rescale else action

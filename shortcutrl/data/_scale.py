@@ -10,6 +10,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Shaped
 
+from shortcutrl._checks import is_numeric
 from shortcutrl._typed import show, typed
 from shortcutrl._types import Bound
 from shortcutrl.data._arrays import as_numbers, check_numbers, refuse
@@ -97,14 +98,12 @@ def as_bounds(name: str, low: Any, high: Any) -> tuple[np.ndarray, np.ndarray]:
     """Bounds as float32 arrays of one shape, `()` or `(action,)`, with low < high; infinity is allowed."""
     bounds = []
     for bound in (low, high):
+        bound = np.asarray(bound) if isinstance(bound, list | tuple) else bound
         if isinstance(bound, jax.Array | np.ndarray):
             bound = as_numbers(name.strip("`"), bound)
-        if (
-            isinstance(bound, bool | np.bool_)
-            or np.ndim(bound) > 1
-            or not np.size(bound)
-            or np.asarray(bound).dtype == bool
-        ):
+        number = isinstance(bound, int | float) and not isinstance(bound, bool)
+        vector = is_numeric(bound) and np.ndim(bound) <= 1 and np.size(bound) > 0 and np.asarray(bound).dtype != bool
+        if not (number or vector):
             raise TypeError(f"{name} must be two numbers or two arrays of shape (action,), got {show(bound)}.")
         try:
             with np.errstate(over="ignore"):

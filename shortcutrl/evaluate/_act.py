@@ -53,7 +53,7 @@ def keyed(actor: Actor, shape: Any) -> Callable[..., Array]:
 
     - `actor`: `actor(obs, noise) -> action`. A `functools.partial` becomes a pytree, so new weights do not compile
       again in [`evaluate`][shortcutrl.evaluate.evaluate].
-    - `shape`: the shape of the noise, a tuple: `(action,)` for `rollout_k`, `(n, action)` for `bon_select`.
+    - `shape`: the shape of the noise, a tuple: `(action,)` for `rollout_k`, `(n, action)` for `best_of_n`.
 
     **Returns:** a function for [`evaluate`][shortcutrl.evaluate.evaluate] and [`record`][shortcutrl.evaluate.record],
     an `eqx.Partial`.

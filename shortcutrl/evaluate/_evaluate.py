@@ -37,7 +37,8 @@ def evaluate(
     - `act`: `act(obs, *, key) -> action` for one observation, such as [`keyed`][shortcutrl.evaluate.keyed] returns. It
       is batched and compiled here. If it is a pytree that holds the weights (an Equinox module, `eqx.Partial` or
       `functools.partial`), new weights do not compile again on the same pool. A function that closes over its weights
-      compiles at each evaluation. Actions are cast to the dtype of the action space.
+      compiles at each evaluation. Actions are cast to the dtype of the action space; a warning says so if one lies
+      outside that space.
     - `pool`: the environments, an [`EnvPool`][shortcutrl.evaluate.EnvPool].
     - `episodes`: the number of episodes, in [1, 1,000,000].
     - `seed`: the seed of the first episode. `seed + episodes` is at most 2**32.
@@ -78,6 +79,7 @@ def evaluate(
     seeds = np.where(episode >= 0, seed + episode, -1)
     at_work = [group for group in range(pool.groups) if (episode[group] >= 0).any()]
     info_keys: set[str] = set()
+    outside: list[np.ndarray] = []
     with pool._session(), tqdm(total=episodes, unit="episode", disable=not progress) as bar:
         decide = pool._compiler(act)
         for group in at_work:
@@ -97,7 +99,15 @@ def evaluate(
                     continue
                 restart = np.where(reply.ended & (playing >= 0), seed + playing, -1)
                 actions = decide(np.maximum(seed + playing, 0), lengths[playing], reply.obs)
+                outside = outside or _outside(pool, actions[playing >= 0])
                 pool._send(group, actions, restart, success_key)
+    if outside:
+        low, high = pool._action_space.low, pool._action_space.high
+        warnings.warn(
+            f"`act` returned actions outside the action space, such as {outside[0]} in {low} to {high}. Clip them in "
+            "the actor. If the policy was trained on rescaled actions, wrap the environment in `ScaledActions`.",
+            stacklevel=5,  # the caller of the function that `typed` wraps
+        )
     warn_of_missing(success_key, info_keys)
     return Evaluation(success, returns, lengths)
 
@@ -107,6 +117,13 @@ def as_seed(seed: Any) -> int:
     if seed >= 2**32:
         raise ValueError(f"`seed` must be less than 2**32 = {2**32}, got {seed}.")
     return seed
+
+
+def _outside(pool: EnvPool, actions: np.ndarray) -> list[np.ndarray]:
+    """The actions outside the action space."""
+    space = pool._action_space
+    bad = (actions < space.low) | (actions > space.high)
+    return list(actions[bad.any(axis=tuple(range(1, bad.ndim)))])
 
 
 def warn_of_missing(success_key: str | None, info_keys: set[str]) -> None:

@@ -79,7 +79,8 @@ class EnvPool:
             layout = self._local.layout
         else:
             layout = self._start(make_env)
-        self.action_shape: tuple[int, ...] = layout[1].shape
+        self._action_space: gymnasium.spaces.Box = layout[1]
+        self.action_shape: tuple[int, ...] = self._action_space.shape
         self._compiler = Compiler(self.action_shape)
 
     def _start(self, make_env: Callable[[], gymnasium.Env]) -> Any:

@@ -36,7 +36,7 @@ class Group:
                 "`make_env` must make a new environment at each call, got the same one twice. Call the environment's "
                 "constructor inside the function, or use `envs_per_process=1`."
             )
-        self.layout = agreed([(env.empty_obs, np.zeros_like(env.action_space.low)) for env in self.envs])
+        self.layout = agreed([(env.empty_obs, env.action_space) for env in self.envs])
         self.obs = [env.empty_obs for env in self.envs]
         self.playing = np.zeros(size, bool)
 

@@ -91,11 +91,17 @@ class ScaledActions(gymnasium.Wrapper):
         self.scale = scale
         self.action_space = Box(-1.0, 1.0, space.shape, np.float32)
         try:
-            self._from_unit(np.zeros(space.shape, np.float32))
+            ends = [self._from_unit(np.full(space.shape, end, np.float32)) for end in (-1, 1)]
         except Exception as error:
             raise ValueError(
                 f"`scale` must map an action of shape {space.shape}, as the environment's, got {show(scale)}: {error}"
             ) from error
+        slack = 1e-5 * np.abs(ends).max(axis=0)  # of rounding
+        if (np.minimum(*ends) < space.low - slack).any() or (np.maximum(*ends) > space.high + slack).any():
+            raise ValueError(
+                f"`scale` maps actions to {ends[0]} to {ends[1]}, but those of the environment are in {space.low} to "
+                f"{space.high}. Use the scale of a dataset of this environment."
+            )
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         return self.env.step(self._from_unit(_as_action(action, self.action_space)))

@@ -85,9 +85,11 @@ class EnsembleCritic(Encodes):
     def __call__(self, obs: Obs, action: ActionLike, *, k: ScalarLike | None = None) -> Float[Array, " ensemble"]:
         if self.condition_on_k != (k is not None):
             raise ValueError(
-                "`k` is missing: this critic sees the number of jumps. Bind it by `functools.partial(critic, k=4)`."
+                "`k` is missing: this critic sees the number of jumps. Bind it by `functools.partial(critic, k=4)`; in "
+                "SORL, set `condition_critic_on_k` to True in `Config`."
                 if self.condition_on_k
-                else f"`k` must be None for a critic made with `condition_on_k=False`, got {k}."
+                else f"`k` must be None for a critic made with `condition_on_k=False`, got {k}. In SORL, set "
+                "`condition_critic_on_k` to False in `Config`, or to True in `networks`."
             )
         action = as_vector("action", action, self.action_size)
         inputs = [self.encode(obs).vector, action]

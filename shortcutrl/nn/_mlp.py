@@ -99,19 +99,21 @@ class Encodes(eqx.Module):
     def encode(self, obs: Obs) -> Features:
         """The observation as a vector of `obs_size` numbers: by the encoder, or as it is. Features stay as they are."""
         if isinstance(obs, Features):
-            vector, source = obs.vector, "obs"
-        else:
-            vector = obs if self.encoder is None else call("encoder", self.encoder, obs)
-            source = "obs" if self.encoder is None else "encoder"
-        if not isinstance(vector, jax.Array | np.ndarray) or vector.ndim != 1:
-            hint = "For a batch use `jax.vmap`; for anything but a vector pass an `encoder`."
-            raise TypeError(f"`{source}` must give a vector of shape ({self.obs_size},), got {show(vector)}. {hint}")
-        return Features(as_vector(source, vector, self.obs_size))
+            return Features(as_vector("obs", obs.vector, self.obs_size))
+        if self.encoder is not None:
+            return Features(as_vector("encoder", call("encoder", self.encoder, obs), self.obs_size))
+        return Features(as_vector("obs", obs, self.obs_size))
 
 
 def as_vector(name: str, value: Any, size: int) -> Float[Array, " size"]:
-    if not jnp.issubdtype(value.dtype, jnp.floating):
-        raise TypeError(f"`{name}` must be a float array, got {show(value)}. Convert it: `{name}.astype(jnp.float32)`.")
+    """A vector of floats of this size: what the argument `name` is, or what the encoder returned."""
+    array = isinstance(value, jax.Array | np.ndarray)
+    if not array or value.ndim != 1 or not jnp.issubdtype(value.dtype, jnp.floating):
+        expected = f"a float vector of shape ({size},), got {show(value)}."
+        if name == "encoder":
+            raise TypeError(f"`encoder` must return {expected}")
+        other = " For anything else, pass an `encoder`." if name == "obs" else ""
+        raise TypeError(f"`{name}` must be {expected} Convert it to float32; for a batch use `jax.vmap`.{other}")
     if len(value) != size:
         raise ValueError(f"`{name}` must have shape ({size},), which the network was made for, got {value.shape}.")
     return jnp.asarray(value)
