@@ -38,7 +38,7 @@ OWN = {
     "_improve": "improve errors",
     "_select": "select errors",
     "_diffusion": "diffusion",
-    "_consistency": "cac",
+    "_consistency": "consistency cac",
     "_actors": "errors",
     "_training": "sorl iql algorithms",
     "data/_index": "sample",
