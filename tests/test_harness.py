@@ -208,6 +208,8 @@ def is_good(name, argument, field, kind):
         return kind in POSITIVE
     if argument == "noise" and name == "nn.DeterministicPolicy()":  # which ignores it
         return True
+    if kind == "a velocity" and argument == "policy":
+        return name in ("sorl.policy_loss", "fbrac.policy_loss", "fawac.policy_loss", "ifql.policy_loss")
     return kind in GOOD.get(field or argument, ())
 
 
