@@ -26,12 +26,12 @@ def encoded(name: str, function: Any, obs: Obs) -> Obs:
 
 def velocity_at(name: str, velocity: Velocity, obs: Obs, x: Action, t: Scalar, h: Scalar) -> Action:
     """The velocity at `x`, in its shape and dtype."""
-    return _as_floats(name, call(name, velocity, obs, x, t, h), x.shape).astype(x.dtype)
+    return _as_floats(name, call(name, velocity, obs, x, t, h), x.shape, x.dtype)
 
 
 def like_x(name: str, function: Callable[..., Array], obs: Obs, x: Action, at: Scalar) -> Action:
     """`function(obs, x, at)`, in the shape and dtype of `x`."""
-    return _as_floats(name, call(name, function, obs, x, at), x.shape).astype(x.dtype)
+    return _as_floats(name, call(name, function, obs, x, at), x.shape, x.dtype)
 
 
 def action_of(name: str, actor: Actor, obs: Obs, noise: Noise) -> Action:
@@ -59,7 +59,7 @@ def q_of(name: str, critic: Critic, obs: Obs, action: Action, aggregate: Aggrega
     q = ensemble_of(name, critic, obs, action)
     if isinstance(aggregate, str):
         return jnp.min(q) if aggregate == "min" else jnp.mean(q)
-    return _as_floats("aggregate", call("aggregate", aggregate, q), (), "Reduce the ensemble to one number.")
+    return _as_floats("aggregate", call("aggregate", aggregate, q), (), remedy="Reduce the ensemble to one number.")
 
 
 def value_of(name: str, value: Value, obs: Obs) -> Scalar:
@@ -116,13 +116,15 @@ def _unwrapped(function: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -
             return function, args, keywords
 
 
-def _as_floats(name: str, value: Any, shape: tuple[int, ...] | None = None, remedy: str = _ONE_INPUT) -> Array:
+def _as_floats(
+    name: str, value: Any, shape: tuple[int, ...] | None = None, dtype: Any = None, remedy: str = _ONE_INPUT
+) -> Array:
     array = isinstance(value, jax.Array | np.ndarray | np.generic) and _checks.is_real(value)
     if not isinstance(value, float) and not (array and jnp.issubdtype(value.dtype, jnp.floating)):
         raise TypeError(f"`{name}` must return one float array, got {show(value)}.")
     if shape is not None and jnp.shape(value) != shape:
         raise ValueError(f"`{name}` must return shape {shape}, got {jnp.shape(value)}. {remedy}")
-    return jnp.asarray(value)
+    return _checks.as_array(value, dtype)
 
 
 def _is_number(value: Any) -> bool:

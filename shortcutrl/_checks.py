@@ -19,7 +19,7 @@ from shortcutrl._types import Clip
 def as_same_dtype(**arrays: Array | np.ndarray) -> tuple[Array, ...]:
     """Convert NumPy arrays to the dtype of the first JAX array; refuse JAX arrays of another dtype."""
     reference = next((name for name, value in arrays.items() if isinstance(value, jax.Array)), next(iter(arrays)))
-    dtype = jnp.asarray(arrays[reference]).dtype
+    dtype = as_array(arrays[reference]).dtype
     for name, value in arrays.items():
         if value.size == 0:
             raise ValueError(f"`{name}` must have at least one number, got {show(value)}. Pass a non-empty array.")
@@ -28,7 +28,13 @@ def as_same_dtype(**arrays: Array | np.ndarray) -> tuple[Array, ...]:
                 f"`{name}` is {value.dtype} but `{reference}` is {dtype}. Convert one of them, for example "
                 f"`{name}.astype({reference}.dtype)`."
             )
-    return tuple(jnp.asarray(value, dtype) for value in arrays.values())
+    return tuple(as_array(value, dtype) for value in arrays.values())
+
+
+def as_array(value: Any, dtype: Any = None) -> Array:
+    """`jnp.asarray`, which takes longer than an operation, only where it changes something."""
+    done = isinstance(value, jax.Array) and not value.weak_type and dtype in (None, value.dtype)
+    return value if done else jnp.asarray(value, dtype)
 
 
 def as_size(name: str, value: Any, minimum: int = 1, maximum: float = float("inf")) -> int:
@@ -82,7 +88,7 @@ def as_times(t: Any, h: Any, dtype: Any, *, source: str | None = None) -> tuple[
             f"`t + h{drawn}` must be at most 1, got t = {known_t} and h = {known_h}: the flow ends at 1, with the "
             "action. Pass a smaller `h`."
         )
-    return jnp.asarray(t, dtype), jnp.asarray(h, dtype)
+    return as_array(t, dtype), as_array(h, dtype)
 
 
 def as_clip(name: str, clip: Clip, like: Any) -> tuple[Array, Array] | None:

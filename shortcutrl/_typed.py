@@ -34,16 +34,19 @@ def typed(function: T) -> T:
     @wraps(function)
     def call(*args, **kwargs):
         try:
-            signature.bind(*args, **kwargs)
-        except TypeError as error:
-            name = function.__qualname__.removesuffix(".__init__")
-            raise TypeError(f"`{name}`: {error}. Its arguments are {_listed(signature)}.") from None
-        if any(map(_is_suspect, (*args, *kwargs.values()))) and (error := _explain(signature, args, kwargs)):
-            raise error
-        try:
+            if any(map(_is_suspect, (*args, *kwargs.values()))) and (error := _explain(signature, args, kwargs)):
+                raise error
             return checked(*args, **kwargs)
         except TypeCheckError:
             if (error := _explain(signature, args, kwargs)) is None:
+                raise
+        except TypeError:
+            try:
+                signature.bind(*args, **kwargs)
+            except TypeError as mismatch:
+                name = function.__qualname__.removesuffix(".__init__")
+                error = TypeError(f"`{name}`: {mismatch}. Its arguments are {_listed(signature)}.")
+            else:
                 raise
         raise error
 

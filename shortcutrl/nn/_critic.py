@@ -95,11 +95,10 @@ class EnsembleCritic(Encodes):
         inputs = [self.encode(obs).vector, action]
         if k is not None:
             _checks.check_range("k", k, 1, float("inf"))
-            inputs.append(jnp.asarray(k, action.dtype)[None])
-        x = jnp.concatenate(inputs)
-        return _forward(self.members, x)
+            inputs.append(jnp.asarray(k, action.dtype))
+        return _forward(self.members, *inputs)
 
 
 @partial(jax.jit, inline=True)
-def _forward(members: MLP, x: Array) -> Array:
-    return eqx.filter_vmap(lambda mlp: mlp(x)[0])(members)
+def _forward(members: MLP, *inputs: Array) -> Array:
+    return eqx.filter_vmap(lambda mlp: mlp(*inputs)[0])(members)

@@ -59,13 +59,15 @@ class MLP(eqx.Module):
         self.biases = tuple(jnp.zeros(outputs) for _, outputs in shapes)
         self.norms = tuple(eqx.nn.LayerNorm(width, eps=1e-6) for _ in range(depth * layer_norm))
 
-    def __call__(self, x: Float[Array, " inputs"]) -> Float[Array, " outputs"]:
-        return _forward(self, x)
+    def __call__(self, *inputs: Float[Array, "..."]) -> Float[Array, " outputs"]:
+        """Of numbers and vectors, which are concatenated."""
+        return _forward(self, *inputs)
 
 
 @partial(jax.jit, inline=True)
-def _forward(mlp: MLP, x: Array) -> Array:
+def _forward(mlp: MLP, *inputs: Array) -> Array:
     """One program, so that a call without `jit` does not dispatch each operation."""
+    x = jnp.concatenate([jnp.atleast_1d(each) for each in inputs])
     last = len(mlp.weights) - 1
     for i, (weight, bias) in enumerate(zip(mlp.weights, mlp.biases, strict=True)):
         if mlp.matmul_dtype is not None and 0 < i < last:
@@ -116,7 +118,7 @@ def as_vector(name: str, value: Any, size: int) -> Float[Array, " size"]:
         raise TypeError(f"`{name}` must be {expected} Convert it to float32; for a batch use `jax.vmap`.{other}")
     if len(value) != size:
         raise ValueError(f"`{name}` must have shape ({size},), which the network was made for, got {value.shape}.")
-    return jnp.asarray(value)
+    return _checks.as_array(value)
 
 
 def _as_float_dtype(name: str, dtype: Any) -> np.dtype:

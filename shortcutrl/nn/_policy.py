@@ -1,8 +1,10 @@
 """Policy networks: a shortcut velocity, the velocity of a plain flow, and a one-step policy."""
 
+from functools import partial
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -79,8 +81,13 @@ class ShortcutPolicy(Encodes):
     def __call__(self, obs: Obs, x: ActionLike, t: ScalarLike, h: ScalarLike) -> Float[Array, " action"]:
         x = as_vector("x", x, len(self.mlp.biases[-1]))
         t, h = _checks.as_times(t, h, x.dtype)
-        step = -jnp.log2(jnp.maximum(h, self.smallest_step))
-        return self.mlp(jnp.concatenate([self.encode(obs).vector, x, t[None], step[None]]))
+        return self.mlp(self.encode(obs).vector, x, t, _level(h, self.smallest_step))
+
+
+@partial(jax.jit, inline=True)
+def _level(h: Array, smallest_step: float) -> Array:
+    """The step as the network sees it, -log2 h."""
+    return -jnp.log2(jnp.maximum(h, smallest_step))
 
 
 class FlowPolicy(Encodes):
@@ -135,7 +142,7 @@ class FlowPolicy(Encodes):
     def __call__(self, obs: Obs, x: ActionLike, t: ScalarLike, h: ScalarLike = 0.0) -> Float[Array, " action"]:
         x = as_vector("x", x, len(self.mlp.biases[-1]))
         t, _ = _checks.as_times(t, h, x.dtype)
-        return self.mlp(jnp.concatenate([self.encode(obs).vector, x, t[None]]))
+        return self.mlp(self.encode(obs).vector, x, t)
 
 
 class OneStepPolicy(Encodes):
@@ -187,4 +194,4 @@ class OneStepPolicy(Encodes):
     @typed
     def __call__(self, obs: Obs, noise: ActionLike) -> Float[Array, " action"]:
         noise = as_vector("noise", noise, len(self.mlp.biases[-1]))
-        return self.mlp(jnp.concatenate([self.encode(obs).vector, noise]))
+        return self.mlp(self.encode(obs).vector, noise)
