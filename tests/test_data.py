@@ -1,7 +1,11 @@
 """Datasets: checked on the host, with the array, the first bad index and the remedy in the error's first line."""
 
 import datetime
+import os
 import pickle
+import subprocess
+import sys
+import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -86,14 +90,51 @@ def test_jax_arrays_are_taken():
     assert data.from_arrays(**given_arrays).action.shape == (4, 2)
 
 
-def test_the_dataset_is_a_copy():
-    arrays = fields(observations=np.zeros((4096, 16), np.float32), actions=np.zeros((4096, 2), np.float32))
-    arrays |= {"rewards": np.zeros(4096, np.float32), "terminals": np.zeros(4096, bool)}
+def aligned(shape, dtype, offset):
+    """Zeros whose first byte lies `offset` bytes behind a multiple of 64, where JAX shares or copies memory."""
+    memory = np.zeros(np.prod(shape) * np.dtype(dtype).itemsize + 128, np.uint8)
+    start = -memory.ctypes.data % 64 + offset
+    return memory[start : start + memory.size - 128].view(dtype).reshape(shape)
+
+
+@pytest.mark.parametrize("offset", [0, 16])
+def test_the_dataset_is_a_copy(offset):
+    """Complete when `from_arrays` returns: JAX copies large arrays later, and those that are aligned not at all."""
+    rows = 4096
+    arrays = fields(observations=aligned((rows, 64, 64, 3), np.uint8, offset))
+    arrays["actions"] = aligned((rows, 2), np.float32, offset)
+    arrays |= {"rewards": aligned(rows, np.float32, offset), "terminals": aligned(rows, bool, offset)}
+    arrays["next_observations"] = aligned((rows, 64, 64, 3), np.uint8, offset)
     dataset = data.from_arrays(**arrays)
     for values in arrays.values():
         values += 1 if values.dtype != bool else True
-    assert all(leaf.max() == 0 for leaf in (dataset.obs, dataset.action, dataset.reward))
+    assert all(leaf.max() == 0 for leaf in (dataset.obs, dataset.action, dataset.reward, dataset.next_obs))
     assert dataset.mask.min() == 1
+
+
+def test_the_dataset_takes_its_own_size_of_memory_and_no_more():
+    """A process of its own, whose largest memory is measured."""
+    pytest.importorskip("resource")
+    script = """
+        import resource
+        import jax
+        import numpy as np
+        from shortcutrl import data
+
+        rows = 20_000
+        arrays = {"actions": np.zeros((rows, 2)), "rewards": np.zeros(rows), "terminals": np.ones(rows)}
+        data.from_arrays(observations=np.ones((rows, 1), np.uint8), **arrays)
+        images = np.ones((rows, 64, 64, 3), np.uint8)
+        most = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = most()
+        dataset = data.from_arrays(observations=images, **arrays)
+        print((most() - before) * 1024 / images.nbytes)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=os.environ | {"JAX_PLATFORMS": "cpu"}
+    )
+    assert 0.7 < float(done.stdout) < 1.4  # 2 if JAX copies its own copy
 
 
 NAN, OBJECT = np.nan, np.array([None, 1.0, 2.0, 3.0])
