@@ -92,7 +92,7 @@ DEFAULTS = {
     "nn.EnsembleCritic": CRITIC | {"ensemble": 2, "condition_on_k": False},
     "nn.FlowPolicy": POLICY,
     "nn.GaussianPolicy": POLICY,
-    "nn.Impala": {"channels": (16, 32, 32), "blocks": 1, "width": 512, "layer_norm": False},
+    "nn.Impala": {"channels": (16, 32, 32), "blocks": 1, "width": 512},
     "nn.OneStepPolicy": POLICY,
     "nn.ResidualDenoiser": {"width": 256, "blocks": 3, "encoder": None},
     "nn.ShortcutPolicy": POLICY | {"smallest_step": 1 / 256},
