@@ -345,7 +345,7 @@ def test_the_rounding_of_an_action_at_the_end_of_its_range_is_no_error():
     assert (dataset.action == 1).all()
 
 
-finite = st.floats(-1e6, 1e6, width=32)
+finite = st.floats(-1e6, 1e6, width=32, allow_subnormal=False)  # which JAX takes as 0
 
 
 @given(
