@@ -1,5 +1,6 @@
 """OGBench's visual tasks: rendered where no file is, loaded in uint8, and refused at once without a renderer."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -9,7 +10,7 @@ import textwrap
 import mujoco
 import numpy as np
 import pytest
-from running import finish, start
+from running import EXAMPLES, finish, start
 
 from shortcutrl.suites import ogbench as suite
 from shortcutrl.suites.ogbench import _load, _renderer
@@ -190,6 +191,12 @@ def test_malformed_images_are_named(change, said, tmp_path):
 
     with pytest.raises(ValueError, match=said):
         _load._read(path, "visual-cube-single-singletask-task1-v0", Env())
+
+
+def test_the_visual_example_takes_the_published_stacks_and_crops(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    args = importlib.import_module("visual").Args()
+    assert (args.frame_stack, args.crop_probability) == (3, 0.5)
 
 
 @pytest.mark.slow
