@@ -101,6 +101,18 @@ def test_bad_crops_are_refused():
         data.random_crop(images(0), KEY, probability=1.5)
 
 
+@pytest.mark.parametrize("shape", [(5, 6, 7), (5, 2, 6, 7, 3)])
+def test_a_crop_refuses_bytes_that_would_stay_beside_the_images_that_move(shape):
+    batch = images(0)
+    other = lambda dtype: {
+        name: {**getattr(batch, name), "depth": jnp.ones(shape, dtype)} for name in ("obs", "next_obs")
+    }
+    with pytest.raises(ValueError, match=rf"`batch.obs\['depth'\]` looks like images but has {len(shape)} axes"):
+        data.random_crop(batch._replace(**other(jnp.uint8)), KEY)
+    cropped = data.random_crop(batch._replace(**other(jnp.float32)), KEY, probability=1.0)
+    assert (cropped.obs["depth"] == 1).all()
+
+
 # ----------------------------------------------------------------------------------- frame stacks
 
 
@@ -184,6 +196,25 @@ def test_stacked_images_are_evaluated_in_uint8():
         result = evaluate(act, pool, episodes=2, success_key=None)
     assert result.episode_length.tolist() == [3, 3]
     assert set(dtypes) == {(np.dtype(np.uint8), (2, 2, 9))}
+
+
+def test_images_without_channels_are_not_stacked_on_their_width():
+    """In uint8, where they can be told apart from other matrices."""
+    frames = {"grey": np.zeros((4, 6, 7), np.uint8), "row": np.zeros((4, 1), np.float32)}
+    rest = {"actions": np.zeros((4, 1)), "rewards": np.zeros(4), "terminals": np.ones(4)}
+    sample = lambda frames, count: data.sample(
+        data.from_arrays(observations=frames, **rest), KEY, batch_size=2, frame_stack=count
+    )
+    with pytest.raises(ValueError, match=r"`dataset.obs\['grey'\]` looks like images without channels"):
+        sample(frames, 2)
+    with pytest.raises(ValueError, match=r"`env` has observations that look like images without channels, Box"):
+        StackedFrames(Film([frames]), 2)
+    assert sample(frames, 1).obs["grey"].shape == (2, 6, 7)
+    assert StackedFrames(Film([frames]), 1).reset()[0]["grey"].shape == (6, 7)
+    for good in (frames["grey"][..., None], frames["grey"].astype(np.float32)):
+        changed = {**frames, "grey": good}
+        stacked = StackedFrames(Film([changed]), 2).reset()[0]["grey"].shape
+        assert stacked == sample(changed, 2).obs["grey"].shape[1:] == (*good.shape[1:-1], 2 * good.shape[-1])
 
 
 def test_bad_stacks_are_refused():
