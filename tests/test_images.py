@@ -217,6 +217,13 @@ def test_images_without_channels_are_not_stacked_on_their_width():
         assert stacked == sample(changed, 2).obs["grey"].shape[1:] == (*good.shape[1:-1], 2 * good.shape[-1])
 
 
+def test_a_step_before_the_first_reset_is_refused():
+    env = StackedFrames(Film([{"row": np.zeros((4, 1), np.float32)}]), 3)
+    env.env.reset()
+    with pytest.raises(gymnasium.error.ResetNeeded, match="Call `reset` before `step`"):
+        env.step(np.zeros(1))
+
+
 def test_bad_stacks_are_refused():
     with pytest.raises(ValueError, match="`frames` must be an integer of at least 1"):
         StackedFrames(gymnasium.make("Pendulum-v1"), 0)

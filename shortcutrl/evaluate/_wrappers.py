@@ -148,6 +148,8 @@ class StackedFrames(gymnasium.Wrapper):
         return self._stacked(), info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        if not self._last:
+            raise gymnasium.error.ResetNeeded("Call `reset` before `step`: a stack starts with the first observation.")
         obs, reward, terminated, truncated, info = self.env.step(action)
         self._last.append(self._frame(obs))
         return self._stacked(), reward, terminated, truncated, info
