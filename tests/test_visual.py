@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -10,6 +11,7 @@ import textwrap
 import mujoco
 import numpy as np
 import pytest
+import tyro
 from running import EXAMPLES, finish, start
 
 from shortcutrl.suites import ogbench as suite
@@ -193,10 +195,17 @@ def test_malformed_images_are_named(change, said, tmp_path):
         _load._read(path, "visual-cube-single-singletask-task1-v0", Env())
 
 
-def test_the_visual_example_takes_the_published_stacks_and_crops(monkeypatch):
+def test_the_full_run_of_the_visual_example_takes_what_is_published(monkeypatch):
+    """For images by FQL: updates, batches, stacks, crops; for cube-single-play by SORL: the rest."""
     monkeypatch.syspath_prepend(EXAMPLES)
-    args = importlib.import_module("visual").Args()
-    assert (args.frame_stack, args.crop_probability) == (3, 0.5)
+    visual = importlib.import_module("visual")
+    command = re.findall(r"python examples/visual\.py (--.*?)\n\n", visual.__doc__, re.DOTALL)[0]
+    full = tyro.cli(visual.Args, args=command.split())
+    assert (full.updates, full.batch_size, full.episodes) == (500_000, 256, 50)
+    assert (full.learning_rate, full.q_weight, full.tau) == (1e-4, 10.0, 0.005)
+    assert (full.width, full.depth, full.data_episodes) == (512, 4, 1000)
+    for args in full, visual.Args():
+        assert (args.frame_stack, args.crop_probability) == (3, 0.5)
 
 
 @pytest.mark.slow
