@@ -113,6 +113,11 @@ def test_the_dataset_is_a_copy(offset):
     assert dataset.mask.min() == 1
 
 
+def test_numpy_arrays_are_taken_inside_of_jit_too():
+    reward = jax.jit(lambda: data.from_arrays(**fields()).reward)()
+    np.testing.assert_array_equal(reward, fields()["rewards"].astype(np.float32))
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the largest memory is read as Linux gives it")
 def test_the_dataset_takes_its_own_size_of_memory_and_no_more():
     """In a process of its own."""
