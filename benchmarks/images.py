@@ -1,4 +1,4 @@
-"""Measure what an encoder costs: once for each observation, at each jump, and in a loop of XLA.
+"""Measure what an encoder costs: once for each observation, at each jump, in a loop of XLA, trained and frozen.
 
 taskset -c 0 python benchmarks/images.py
 """
@@ -12,9 +12,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import tyro
 
-from shortcutrl import bon_select, nn, q_loss, rollout_k
+from shortcutrl import Transition, bon_select, nn, q_loss, rollout_k, sorl
 
 
 def hidden(velocity: Any) -> Callable[..., jax.Array]:
@@ -37,6 +38,30 @@ def measure(function: Callable[..., Any], *args: Any, repeats: int) -> tuple[flo
         jax.block_until_ready(compiled(*args))
         taken.append((time.process_time() - start) * 1e3)
     return seconds, min(taken)
+
+
+def updates(encoder: Any, obs: jax.Array, adam: optax.GradientTransformation) -> dict[str, tuple[Any, ...]]:
+    """An update of SORL and its arguments, with the encoder trained, frozen in the optimizer, and as a function."""
+    count, key, config = len(obs), jax.random.key(0), sorl.Config()
+    batch = Transition(obs, jnp.zeros((count, 5)), jnp.zeros(count), jnp.ones(count), obs)
+
+    def labels(params):
+        trained = jax.tree.map(lambda _: "train", params)
+        return eqx.tree_at(lambda net: net.encoder, trained, jax.tree.map(lambda _: "freeze", params.encoder))
+
+    frozen = optax.multi_transform({"train": adam, "freeze": optax.set_to_zero()}, labels)
+    forms = {
+        "trained": (encoder, adam),
+        "frozen in the optimizer": (encoder, frozen),
+        "as a function": (lambda obs: encoder(obs), adam),
+    }
+
+    def make(encoder, optimizer):
+        options: dict[str, Any] = {"config": config, "optimizers": sorl.Networks(optimizer, optimizer)}
+        state = sorl.init(sorl.networks(batch, encoder=encoder, key=key), **options)
+        return partial(sorl.update, **options), state, batch
+
+    return {name: make(*form) for name, form in forms.items()}
 
 
 def main(k: int = 8, n: int = 8, batch: int = 16, size: int = 64, repeats: int = 5) -> None:
@@ -76,6 +101,9 @@ def main(k: int = 8, n: int = 8, batch: int = 16, size: int = 64, repeats: int =
     for name, steps in {"alone": 1, "in a scan of 2": 2}.items():
         _, milliseconds = measure(partial(descend, steps), encoder, obs, repeats=repeats)
         print(f"a gradient step of the encoder, {name}: {milliseconds / steps:.1f} ms of CPU time; lower is better")
+    for name, (update, *args) in updates(encoder, obs, optax.adam(3e-4)).items():
+        _, milliseconds = measure(lambda *args, update=update: update(*args, key=key), *args, repeats=repeats)
+        print(f"an update of SORL on {batch} transitions, encoder {name}: {milliseconds:.0f} ms of CPU time")
     print(f"k = {k} jumps, n = {n} candidates, {batch} observations of {size} x {size} x 9; lower is better")
     print(f"{'':44}{'convolutions':>14}{'to compile, s':>15}{'CPU, ms':>10}")
     for name, function in {

@@ -2,10 +2,11 @@
 
     MUJOCO_GL=egl python examples/visual.py
 
-By default a small training on two cores. With the published settings of FQL on `visual-*` tasks, for an accelerator:
+By default a small training on two cores. For an accelerator, with what is published: SORL's settings for
+cube-single-play with states, and FQL's updates, batch size, crops, stacks and encoder for images.
 
     MUJOCO_GL=egl python examples/visual.py --data-episodes 1000 --updates 500000 --updates-per-row 1000
-    --updates-per-checkpoint 10000 --batch-size 256 --width 512 --depth 4 --learning-rate 3e-4 --q-weight 10
+    --updates-per-checkpoint 10000 --batch-size 256 --width 512 --depth 4 --learning-rate 1e-4 --q-weight 10
     --tau 0.005 --episodes 50 --processes 32
 
 OGBench's dataset is downloaded if its host can be reached, and rendered locally if not. The same command resumes.
@@ -60,7 +61,8 @@ class Args:
 
 def train(args: Args, dataset: data.Dataset, run: Run, config: sorl.Config) -> tuple[sorl.State, sorl.State]:
     """The untrained and the trained state."""
-    optimizers = sorl.Networks(*[optax.chain(optax.clip_by_global_norm(1.0), optax.adam(args.learning_rate))] * 2)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(args.learning_rate))  # as SORL's published code
+    optimizers = sorl.Networks(optimizer, optimizer)
     sample = partial(data.sample, batch_size=args.batch_size, frame_stack=args.frame_stack)
     crop = partial(data.random_crop, probability=args.crop_probability)
 

@@ -14,7 +14,7 @@ from algorithms import transitions
 from assertions import seeds
 from hypothesis import given
 from hypothesis import strategies as st
-from test_nn import gelu, jostled, layer_norm
+from test_nn import gelu, jostled
 
 import shortcutrl
 from shortcutrl import Transition, cac, data, fbrac, nn, rollout_k, sorl
@@ -99,6 +99,18 @@ def test_bad_crops_are_refused():
         data.random_crop(images(0), KEY, padding=0)
     with pytest.raises(ValueError, match=r"`probability` must be in \[0, 1\], got 1.5"):
         data.random_crop(images(0), KEY, probability=1.5)
+
+
+@pytest.mark.parametrize("shape", [(5, 6, 7), (5, 2, 6, 7, 3)])
+def test_a_crop_refuses_bytes_that_would_stay_beside_the_images_that_move(shape):
+    batch = images(0)
+    other = lambda dtype: {
+        name: {**getattr(batch, name), "depth": jnp.ones(shape, dtype)} for name in ("obs", "next_obs")
+    }
+    with pytest.raises(ValueError, match=rf"`batch.obs\['depth'\]` looks like images but has {len(shape)} axes"):
+        data.random_crop(batch._replace(**other(jnp.uint8)), KEY)
+    cropped = data.random_crop(batch._replace(**other(jnp.float32)), KEY, probability=1.0)
+    assert (cropped.obs["depth"] == 1).all()
 
 
 # ----------------------------------------------------------------------------------- frame stacks
@@ -186,6 +198,32 @@ def test_stacked_images_are_evaluated_in_uint8():
     assert set(dtypes) == {(np.dtype(np.uint8), (2, 2, 9))}
 
 
+def test_images_without_channels_are_not_stacked_on_their_width():
+    """In uint8, where they can be told apart from other matrices."""
+    frames = {"grey": np.zeros((4, 6, 7), np.uint8), "row": np.zeros((4, 1), np.float32)}
+    rest = {"actions": np.zeros((4, 1)), "rewards": np.zeros(4), "terminals": np.ones(4)}
+    sample = lambda frames, count: data.sample(
+        data.from_arrays(observations=frames, **rest), KEY, batch_size=2, frame_stack=count
+    )
+    with pytest.raises(ValueError, match=r"`dataset.obs\['grey'\]` looks like images without channels"):
+        sample(frames, 2)
+    with pytest.raises(ValueError, match=r"`env` has observations that look like images without channels, Box"):
+        StackedFrames(Film([frames]), 2)
+    assert sample(frames, 1).obs["grey"].shape == (2, 6, 7)
+    assert StackedFrames(Film([frames]), 1).reset()[0]["grey"].shape == (6, 7)
+    for good in (frames["grey"][..., None], frames["grey"].astype(np.float32)):
+        changed = {**frames, "grey": good}
+        stacked = StackedFrames(Film([changed]), 2).reset()[0]["grey"].shape
+        assert stacked == sample(changed, 2).obs["grey"].shape[1:] == (*good.shape[1:-1], 2 * good.shape[-1])
+
+
+def test_a_step_before_the_first_reset_is_refused():
+    env = StackedFrames(Film([{"row": np.zeros((4, 1), np.float32)}]), 3)
+    env.env.reset()
+    with pytest.raises(gymnasium.error.ResetNeeded, match="Call `reset` before `step`"):
+        env.step(np.zeros(1))
+
+
 def test_bad_stacks_are_refused():
     with pytest.raises(ValueError, match="`frames` must be an integer of at least 1"):
         StackedFrames(gymnasium.make("Pendulum-v1"), 0)
@@ -221,19 +259,16 @@ def plain_impala(encoder, image):
         x = plain_maximum(plain_convolution(stack.first, x))
         for one, two in stack.blocks:
             x = x + plain_convolution(two, np.maximum(plain_convolution(one, np.maximum(x, 0)), 0))
-    x = np.maximum(x, 0)
-    norm = lambda x, i: layer_norm(x, encoder.norms[i].weight, encoder.norms[i].bias) if encoder.norms else x
-    x = np.apply_along_axis(partial(norm, i=0), -1, x)
-    return norm(gelu(encoder.last.weight @ x.reshape(-1) + encoder.last.bias), 1)
+    return gelu(encoder.last.weight @ np.maximum(x, 0).reshape(-1) + encoder.last.bias)
 
 
 SHAPES = [(8, 8, 3), (7, 10, 2), (5, 4, 1)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@given(seed=seeds, blocks=st.integers(1, 2), layer_norm=st.booleans())
-def test_the_encoder_computes_what_it_should(shape, seed, blocks, layer_norm):
-    encoder = nn.Impala(shape, channels=(3, 4), blocks=blocks, width=6, layer_norm=layer_norm, key=jax.random.key(seed))
+@given(seed=seeds, blocks=st.integers(1, 2))
+def test_the_encoder_computes_what_it_should(shape, seed, blocks):
+    encoder = nn.Impala(shape, channels=(3, 4), blocks=blocks, width=6, key=jax.random.key(seed))
     encoder = jostled(encoder, seed)
     image = np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
     np.testing.assert_allclose(eqx.filter_jit(encoder)(image), plain_impala(encoder, image), rtol=1e-9, atol=1e-9)
@@ -263,7 +298,7 @@ def test_the_encoder_has_the_published_size():
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
 def test_the_encoder_keeps_the_dtype_of_its_parameters(dtype):
-    encoder = nn.Impala((8, 8, 3), channels=(3, 4), width=6, layer_norm=True, key=KEY)
+    encoder = nn.Impala((8, 8, 3), channels=(3, 4), width=6, key=KEY)
     narrow = jax.tree.map(lambda leaf: leaf.astype(dtype), encoder)
     image = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
     assert narrow(image).dtype == dtype

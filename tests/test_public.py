@@ -92,11 +92,12 @@ DEFAULTS = {
     "nn.EnsembleCritic": CRITIC | {"ensemble": 2, "condition_on_k": False},
     "nn.FlowPolicy": POLICY,
     "nn.GaussianPolicy": POLICY,
-    "nn.Impala": {"channels": (16, 32, 32), "blocks": 1, "width": 512, "layer_norm": False},
+    "nn.Impala": {"channels": (16, 32, 32), "blocks": 1, "width": 512},
     "nn.OneStepPolicy": POLICY,
     "nn.ResidualDenoiser": {"width": 256, "blocks": 3, "encoder": None},
     "nn.ShortcutPolicy": POLICY | {"smallest_step": 1 / 256},
     "nn.Value": CRITIC,
+    "data.random_crop": {"padding": 3, "probability": 0.5},
     "data.sample": {"n_step": 1, "chunk": 1, "frame_stack": 1, "discount": None},
     "sorl.networks": WIDE | {"condition_critic_on_k": True},
     "cac.networks": WIDE | {"policy_width": 256, "policy_depth": 3},
@@ -118,7 +119,7 @@ def test_the_defaults_of_arguments(name):
 
 def test_no_function_of_the_core_has_other_defaults():
     core = {name for name in SYMBOLS if "." not in name or name.startswith("nn.") or name.endswith(".networks")}
-    assert {name for name in core if defaults(SYMBOLS[name])} == DEFAULTS.keys() - {"data.sample"}
+    assert {name for name in core if defaults(SYMBOLS[name])} == DEFAULTS.keys() - {"data.sample", "data.random_crop"}
 
 
 @pytest.mark.parametrize("name", SYMBOLS)

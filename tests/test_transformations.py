@@ -151,7 +151,7 @@ def inputs(case, seed):
         "gaussian": lambda: policy(0, nn.GaussianPolicy),
         "deterministic": lambda: policy(0, nn.DeterministicPolicy),
         "value": lambda: nn.Value(3, **shape, key=keys[0]),
-        "encoder": lambda: nn.Impala((6, 6, 2), channels=(2, 2), width=4, layer_norm=True, key=keys[0]),
+        "encoder": lambda: nn.Impala((6, 6, 2), channels=(2, 2), width=4, key=keys[0]),
         "image": lambda: jnp.asarray(rng.integers(0, 256, (6, 6, 2)), jnp.uint8),
         "state": lambda: start(sorl, keys[0]),
         "transition": transition,

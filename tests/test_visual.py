@@ -1,14 +1,18 @@
 """OGBench's visual tasks: rendered where no file is, loaded in uint8, and refused at once without a renderer."""
 
+import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
 
+import mujoco
 import numpy as np
 import pytest
-from running import finish, start
+import tyro
+from running import EXAMPLES, finish, start
 
 from shortcutrl.suites import ogbench as suite
 from shortcutrl.suites.ogbench import _load, _renderer
@@ -64,13 +68,60 @@ def test_a_renderer_that_crashes_does_not_take_the_process_along(how, monkeypatc
     assert reason in ("exit code 3", "exit code -6", "ValueError: no driver")
 
 
+@pytest.mark.parametrize(("at_import", "works"), [("egl", True), ("glfw", False), (None, False)])
+@pytest.mark.parametrize("function", ["load", "make_env"])
+def test_a_backend_set_after_mujoco_was_imported_is_refused(function, at_import, works, monkeypatch, tmp_path):
+    """Where another process renders with MUJOCO_GL and this one has another backend."""
+    context = at_import and type("GLContext", (), {"__module__": f"mujoco.{at_import}"})
+    monkeypatch.setattr(mujoco, "GLContext", context, raising=False)
+    monkeypatch.setattr(_renderer, "_failure", lambda backend: None if backend == "egl" else "no display")
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    for module, name in ((_load, "_find"), (_load.gymnasium, "make")):
+        monkeypatch.setattr(module, name, lambda *args: 1 / 0)
+    goes_on = pytest.raises(ZeroDivisionError)
+    late = pytest.raises(OSError, match=rf"^{NAME} needs a renderer, but MuJoCo was imported before MUJOCO_GL='egl'")
+    with goes_on if works else late as caught:
+        suite.load(NAME, folder=tmp_path) if function == "load" else suite.make_env(NAME)
+    if not works:
+        assert f"with '{at_import or 'off'}'" in str(caught.value)
+        assert "Restart Python" in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("renderer")
+def test_where_mujoco_was_imported_too_early_load_and_make_env_say_so_and_generate_works(tmp_path):
+    said = run(
+        f"""
+        import json, os
+        from shortcutrl.suites import ogbench
+
+        if __name__ == "__main__":
+            ogbench.make_env("{NAME.removeprefix("visual-")}").close()
+            os.environ["MUJOCO_GL"] = "egl"
+            said = []
+            for call in ogbench.load, ogbench.make_env:
+                try:
+                    call("{NAME}")
+                except OSError as error:
+                    said.append(str(error))
+            path = ogbench.generate("{DATASET}", "data.npz", episodes=1, episode_steps=2, processes=1, progress=False)
+            print(json.dumps([*said, path.exists()]))
+        """,
+        tmp_path,
+        MUJOCO_GL="off",
+    )
+    assert len(said) == 3
+    assert all("MuJoCo was imported before MUJOCO_GL='egl' was set" in each for each in said[:2])
+    assert said[2]
+
+
 def test_state_datasets_need_no_renderer(blind):
     suite.make_env(NAME.removeprefix("visual-")).close()
 
 
 def test_without_the_host_and_without_an_oracle_the_error_says_which_files_to_put_where(tmp_path, monkeypatch):
     monkeypatch.setattr(_load, "reachable", lambda url: False)
-    monkeypatch.setattr(_load, "check_renderer", lambda name: None)
+    monkeypatch.setattr(_load, "check_renderer", lambda name, here: None)
     monkeypatch.setattr(_load.utils, "DEFAULT_DATASET_DIR", str(tmp_path / "none"))
     with pytest.raises(OSError, match=r"rail\.eecs\.berkeley\.edu.* cannot be reached") as caught:
         suite.load("visual-antmaze-medium-navigate-singletask-v0", folder=tmp_path)
@@ -142,6 +193,19 @@ def test_malformed_images_are_named(change, said, tmp_path):
 
     with pytest.raises(ValueError, match=said):
         _load._read(path, "visual-cube-single-singletask-task1-v0", Env())
+
+
+def test_the_full_run_of_the_visual_example_takes_what_is_published(monkeypatch):
+    """For images by FQL: updates, batches, stacks, crops; for cube-single-play by SORL: the rest."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    visual = importlib.import_module("visual")
+    command = re.findall(r"python examples/visual\.py (--.*?)\n\n", visual.__doc__, re.DOTALL)[0]
+    full = tyro.cli(visual.Args, args=command.split())
+    assert (full.updates, full.batch_size, full.episodes) == (500_000, 256, 50)
+    assert (full.learning_rate, full.q_weight, full.tau) == (1e-4, 10.0, 0.005)
+    assert (full.width, full.depth, full.data_episodes) == (512, 4, 1000)
+    for args in full, visual.Args():
+        assert (args.frame_stack, args.crop_probability) == (3, 0.5)
 
 
 @pytest.mark.slow

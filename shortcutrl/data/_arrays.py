@@ -59,6 +59,18 @@ def as_flags(name: str, value: Any) -> np.ndarray:
     return values.astype(bool)
 
 
+def copied(values: np.ndarray) -> jax.Array:
+    """One copy on the device, complete when this returns: afterwards the caller may change `values`.
+
+    On a CPU, JAX keeps the memory of an aligned array, even with `may_alias=False`, and copies another one later.
+    `jnp.array` makes two copies of that one, because it copies what JAX has copied.
+    """
+    with jax.ensure_compile_time_eval():  # also inside of `jit`, where the arrays become constants
+        array = jax.block_until_ready(jax.device_put(values))
+        shared = array.unsafe_buffer_pointer() == values.ctypes.data
+        return jax.block_until_ready(jnp.copy(array)) if shared else array
+
+
 def check_leaves(name: str, tree: Any) -> None:
     """`tree` holds arrays of real numbers, at least one, and nothing else."""
     try:

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from shortcutrl._checks import as_size, check_leading_axis, check_range
-from shortcutrl._typed import typed
+from shortcutrl._typed import show, typed
 from shortcutrl._types import Integer, ScalarLike, Transition
-from shortcutrl.data._arrays import check_alike, check_leaves
+from shortcutrl.data._arrays import check_alike, check_leaves, path_name
 
 MAX_PADDING = 2**12
 
@@ -26,15 +26,17 @@ def random_crop(
 
     **Arguments:**
 
-    - `batch`: from [`sample`][shortcutrl.data.sample]. The arrays of its observations with four axes, `(batch, height,
-      width, channels)`, are images; the others stay as they are.
+    - `batch`: from [`sample`][shortcutrl.data.sample]. The arrays of its observations with four axes are images,
+      `(batch, height, width, channels)`, of any dtype; the others stay as they are. Give images without channels a last
+      axis, `x[..., None]`, and a sequence of matrices three axes, `x.reshape(len(x), length, -1)`.
     - `key`: a JAX random key.
     - `padding`: the largest move in pixels, from 1 to 4096. Static.
     - `probability`: that the batch is cropped, in [0, 1].
 
     **Returns:** the batch, in its own dtypes.
 
-    **Raises:** `ValueError` for a `batch` without images, a `padding` below 1 or a `probability` outside [0, 1].
+    **Raises:** `ValueError` for a `batch` without images or with uint8 arrays of three, five or more axes, a `padding`
+    below 1 or a `probability` outside [0, 1].
 
     !!! Example
 
@@ -55,6 +57,12 @@ def random_crop(
     size = check_leading_axis("batch", batch)
     check_leaves("batch.next_obs", batch.next_obs)
     check_alike("batch.next_obs", batch.next_obs, "batch.obs", batch.obs)
+    for path, leaf in jax.tree.leaves_with_path({"batch.obs": batch.obs}):
+        if leaf.dtype == jnp.uint8 and leaf.ndim > 2 and not _is_image(leaf):
+            raise ValueError(
+                f"`{path_name(path)}` looks like images but has {leaf.ndim} axes, got {show(leaf)}. Give images the "
+                "shape (batch, height, width, channels), such as `x[..., None]`, and anything else another dtype."
+            )
     observations = batch.obs, batch.next_obs
     if not any(map(_is_image, jax.tree.leaves(observations))):
         raise ValueError(

@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Shaped
 
@@ -16,6 +15,7 @@ from shortcutrl.data._arrays import (
     check_alike,
     check_leaves,
     check_rows,
+    copied,
     path_name,
     refuse,
 )
@@ -130,7 +130,7 @@ def from_arrays(
             "terminal state. Pass `next_observations`."
         )
     action = _in_range(action, action_range, rescale)
-    return jax.tree.map(jnp.array, Dataset(obs, action, reward, (~terminal).astype(np.float32), end, next_obs))
+    return jax.tree.map(copied, Dataset(obs, action, reward, (~terminal).astype(np.float32), end, next_obs))
 
 
 def _either(name: str, value: Any, other: str, other_value: Any, *, required: bool) -> dict[str, Any]:

@@ -51,7 +51,8 @@ def sample(
     - `chunk`: H, the number of consecutive actions that become one. A policy of chunks carries out H actions for each
       decision: evaluate it in [`ChunkedActions`][shortcutrl.evaluate.ChunkedActions].
     - `frame_stack`: F, the number of observations that become one, concatenated on their last axis, oldest first. At
-      the start of an episode the first observation is repeated.
+      the start of an episode the first observation is repeated. Give images without channels a last axis,
+      `x[..., None]`, or their widths are concatenated.
     - `discount`: γ of the losses that use the batch, in [0, 1]. Required where `n_step * chunk` exceeds 1.
 
     **Returns:** a [`Transition`][shortcutrl.Transition] with a leading axis of `batch_size`.
@@ -66,7 +67,8 @@ def sample(
     If `dataset` is traced and has no valid start, `reward` is NaN.
 
     **Raises:** `TypeError` or `ValueError` for fields that are not arrays of real numbers or differ in length;
-    `ValueError` for an `n_step` or a `chunk` that is longer than every episode.
+    `ValueError` for an `n_step` or a `chunk` that is longer than every episode, and for a stack of uint8 images without
+    channels.
 
     !!! Example
 
@@ -157,6 +159,11 @@ def _check_fields(dataset: Dataset, frame_stack: int) -> None:
         if frame_stack > 1 and leaf.ndim < 2:
             raise ValueError(
                 f"`frame_stack` needs an axis to concatenate on, got {show(leaf)} for `{path_name(path)}`."
+            )
+        if frame_stack > 1 and leaf.dtype == np.uint8 and leaf.ndim == 3:
+            raise ValueError(
+                f"`{path_name(path)}` looks like images without channels, got {show(leaf)}, which `frame_stack` would "
+                "join on their width. Give images a last axis, `x[..., None]`, and anything else another dtype."
             )
 
 

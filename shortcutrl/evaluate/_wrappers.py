@@ -125,6 +125,7 @@ class StackedFrames(gymnasium.Wrapper):
     **Arguments:**
 
     - `env`: an environment whose observations are arrays with at least one axis, or dictionaries or tuples of them.
+      Images need a last axis of channels, `image[..., None]`, or their widths are concatenated: in uint8, an error.
     - `frames`: the number of observations, in [1, 10,000].
 
     !!! Example
@@ -153,6 +154,8 @@ class StackedFrames(gymnasium.Wrapper):
         return self._stacked(), info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        if not self._last:
+            raise gymnasium.error.ResetNeeded("Call `reset` before `step`: a stack starts with the first observation.")
         obs, reward, terminated, truncated, info = self.env.step(action)
         self._last.append(self._frame(obs))
         return self._stacked(), reward, terminated, truncated, info
@@ -172,6 +175,11 @@ def _stacked_space(space: gymnasium.Space, frames: int) -> gymnasium.Space:
         return Tuple([_stacked_space(inner, frames) for inner in space])
     if not isinstance(space, Box) or len(space.shape) == 0:
         raise ValueError(f"`env` must have observations with an axis to concatenate on, got {space}. Flatten it first.")
+    if frames > 1 and space.dtype == np.uint8 and len(space.shape) == 2:
+        raise ValueError(
+            f"`env` has observations that look like images without channels, {space}, whose widths would be "
+            "concatenated. Give images a last axis, `image[..., None]`, and anything else another dtype."
+        )
     low, high = (np.concatenate([bound] * frames, axis=-1) for bound in (space.low, space.high))
     return Box(low, high, dtype=space.dtype.type)
 

@@ -56,8 +56,8 @@ class Stack(eqx.Module):
 class Impala(eqx.Module):
     r"""An encoder of images: three residual stacks of convolutions and a layer, unbatched.
 
-    Pixels are divided by 255. Each stack halves the height and the width. ReLU, then one layer with GELU, and LayerNorm
-    behind both if asked. With the default sizes it is `impala_small` of the published code; `blocks=2` is `impala`.
+    Pixels are divided by 255. Each stack halves the height and the width. ReLU, then one layer with GELU. With the
+    default sizes it is `impala_small` of the published code; `blocks=2` is `impala`.
 
     An `encoder` for the networks of `nn`: `nn.ShortcutPolicy(512, 5, encoder=encoder, key=key)`.
 
@@ -67,7 +67,6 @@ class Impala(eqx.Module):
     - `channels`: of each stack.
     - `blocks`: the number of residual blocks in each stack.
     - `width`: the length of the vector that it returns.
-    - `layer_norm`: whether LayerNorm comes before and after the last layer; not in the published training.
     - `key`: a JAX random key for the initial weights.
 
     **Returns:** when called with one image, uint8 of this shape, a vector of shape `(width,)`.
@@ -94,7 +93,6 @@ class Impala(eqx.Module):
 
     stacks: tuple[Stack, ...]
     last: Dense
-    norms: tuple[eqx.nn.LayerNorm, ...]
     shape: tuple[int, ...] = eqx.field(static=True)
 
     @typed
@@ -105,7 +103,6 @@ class Impala(eqx.Module):
         channels: tuple[Integer, ...] | list[Integer] = (16, 32, 32),
         blocks: Integer = 1,
         width: Integer = 512,
-        layer_norm: bool = False,
         key: PRNGKeyArray,
     ):
         if len(shape) != 3:
@@ -120,7 +117,6 @@ class Impala(eqx.Module):
         shrunk = [math.ceil(size / 2 ** len(self.stacks)) for size in (height, wide)]
         flat = math.prod(shrunk) * sizes[-1]
         self.last = Dense(flat, width, init=jax.nn.initializers.glorot_uniform(), key=last_key)
-        self.norms = tuple(eqx.nn.LayerNorm(size, eps=1e-6) for size in (sizes[-1], width) if layer_norm)
 
     @typed
     def __call__(self, image: Shaped[Array | np.ndarray, "height width channels"]) -> Float[Array, " features"]:
@@ -131,8 +127,4 @@ class Impala(eqx.Module):
         x = jnp.asarray(image, self.last.bias.dtype) / 255
         for stack in self.stacks:
             x = stack(x)
-        x = jax.nn.relu(x)
-        if self.norms:
-            x = jax.vmap(jax.vmap(self.norms[0]))(x)
-        x = jax.nn.gelu(self.last(x.reshape(-1)))
-        return self.norms[1](x) if self.norms else x
+        return jax.nn.gelu(self.last(jax.nn.relu(x).reshape(-1)))

@@ -103,7 +103,7 @@ def generate(
     seed = as_size("seed", seed, 0, MAX_SEED)
     processes = min(cores(), cores() if processes is None else as_size("processes", processes))
     check_main_guard()
-    check_renderer(dataset)
+    check_renderer(dataset, here=False)  # worker processes render
     make_folder("path", path.parent)
 
     recipe = {"dataset": str(dataset), "episode_steps": steps, "seed": seed}

@@ -84,7 +84,7 @@ def load(
     if processes is not None:
         processes = as_size("processes", processes)
     seed = as_size("seed", seed, 0, MAX_SEED)
-    check_renderer(name)
+    check_renderer(name, here=True)
     if folder is None:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "shortcutrl"
     path = _find(dataset_name, as_path("folder", folder), episodes, seed, processes, progress)
@@ -133,7 +133,7 @@ def make_env(name: str, **options: Any) -> gymnasium.Env:
     mode = options.get("render_mode")
     if mode is not None and not (isinstance(mode, str) and mode in _RENDER_MODES):
         raise ValueError(f"`render_mode` must be one of {', '.join(_RENDER_MODES)}, got {show(mode)}.")
-    check_renderer(name)
+    check_renderer(name, here=True)
     ignore_harmless_warnings()
     try:
         return gymnasium.make(env_name, **options)
