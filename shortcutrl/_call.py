@@ -44,8 +44,7 @@ def action_of(name: str, actor: Actor, obs: Obs, noise: Noise) -> Action:
 
 def ensemble_of(name: str, critic: Critic, obs: Obs, action: Action) -> Array:
     """Q by each member, shape `(ensemble,)`."""
-    sees_k = isinstance(critic, partial | eqx.Partial) and "k" in critic.keywords
-    q = _as_floats(name, call(name, critic, obs, action, remedy=_SEES_K if sees_k else _ORDER))
+    q = _as_floats(name, call(name, critic, obs, action))
     if q.ndim != 1 or len(q) == 0:
         raise ValueError(
             f"`{name}` must return shape (ensemble,), one estimate of Q for each member, got {q.shape}. For a single "
@@ -100,6 +99,7 @@ def call(name: str, function: Callable[..., Any], *args: Any, remedy: str = _ORD
         except (TypeError, ValueError) as mismatch:
             given = "1 positional argument" if len(args) == 1 else f"{len(args)} positional arguments"
             named = "".join(f" and `{keyword}`" for keyword in keywords)
+            remedy = _SEES_K if "k" in keywords else remedy
             raise TypeError(f"`{name}` cannot be called with {given}{named} ({mismatch}). {remedy}") from error
         raise
 

@@ -53,13 +53,13 @@ def as_carried(name: str, network: Any) -> Any:
                 "them in float32; for faster products pass `matmul_dtype` to the networks of `nn`."
             )
     if len(arrays) == len(leaves):
-        return jax.tree.map(jnp.copy, network)
-    split = [(jnp.copy(leaf), None) if eqx.is_array(leaf) else (None, leaf) for leaf in map(_as_jax, leaves)]
+        return jax.tree.map(_copied, network)
+    split = [(_copied(leaf), None) if isinstance(leaf, jax.Array | np.ndarray) else (None, leaf) for leaf in leaves]
     return Carried([array for array, _ in split], (tuple(leaf for _, leaf in split), structure))
 
 
-def _as_jax(leaf: Any) -> Any:
-    return jnp.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
+def _copied(leaf: jax.Array | np.ndarray) -> Array:
+    return jnp.copy(np.array(leaf) if isinstance(leaf, np.ndarray) else leaf)  # JAX copies NumPy's later
 
 
 def as_group(kind: Any, name: str, values: Any) -> Any:

@@ -633,10 +633,15 @@ KINDS = {
     "an unknown option": (lambda: q_loss(act, critic, None, X, k=4), "`q_loss`", "'k'", "(actor, critic, obs, noise"),
     "a missing argument": (lambda: q_loss(act), "`q_loss`", "'critic'", "(actor, critic, obs, noise"),
     "an unknown setting": (lambda: sorl.Config(qweight=1), "`Config`", "'qweight'", "q_weight"),
-    "a critic without k": (lambda: update_with(policy, Blind(mlp)), "`target_critic`", "'k'", "condition_critic_on_k"),
+    "a critic without k": (
+        lambda: update_with(policy, Blind(mlp)),
+        "`state.target_critic`",
+        "'k'",
+        "condition_critic_on_k",
+    ),
     "networks of the user in the wrong order": (
         lambda: update_with(Blind(mlp), policy),
-        "`velocity`",
+        "`state.policy`",
         "4 positional arguments (too many positional arguments)",
         "order",
     ),

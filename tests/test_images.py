@@ -442,7 +442,7 @@ def test_what_calls_a_velocity_several_times_encodes_once(name):
 
 @pytest.mark.parametrize(
     ("module", "options", "expected"),
-    [(sorl, {"num_steps": 4, "max_jumps": 1}, 3 + 3), (fbrac, {}, 3 + 2), (cac, {}, 4 + 3)],
+    [(sorl, {"num_steps": 4, "max_jumps": 4}, 3 + 3), (fbrac, {}, 3 + 2), (cac, {}, 4 + 3)],
     ids=["sorl", "fbrac", "cac"],
 )
 def test_an_update_encodes_once_for_each_network_and_batch_of_observations(module, options, expected):

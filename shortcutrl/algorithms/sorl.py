@@ -21,7 +21,6 @@ from shortcutrl._select import best_of_n
 from shortcutrl._step import rollout_k
 from shortcutrl._typed import typed
 from shortcutrl._types import Actor, Encoder, Integer, Number, Scalar, Transition
-from shortcutrl._value import td_loss
 
 
 class Networks(NamedTuple):
@@ -278,15 +277,16 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
         ```
     """
     state, batch, draws = _training.fixed((state, batch, draws))
+    obs, critic = _training.encode_once(batch.obs, critic=critic)
+    networks = {"state.policy": state.policy, "state.target_critic": state.target_critic}
+    next_obs, policy, target_critic = _training.encode_once(batch.next_obs, **networks)
 
-    def loss(critic, k):
-        actor = partial(rollout_k, state.policy, k=k, clip=config.clip)
-        critics = _bind(critic, k, config), _bind(state.target_critic, k, config)
-        each = partial(td_loss, *critics, actor, discount=config.discount, aggregate=config.aggregate)
-        losses, info = jax.vmap(each)(batch, draws.td_noise)
-        return losses.mean(), info.q.mean()
+    def loss(critic, obs, k):
+        actor = partial(rollout_k, policy, k=k, clip=config.clip)
+        critics = _bind(critic, k, config), _bind(target_critic, k, config)
+        return _training.fit_td(*critics, actor, batch._replace(obs=obs, next_obs=next_obs), draws.td_noise, config)
 
-    return _training.at_drawn(loss, (critic,), "draws.td_k", draws.td_k, config.max_jumps)
+    return _training.at_drawn(loss, (critic, obs), "draws.td_k", draws.td_k, config.max_jumps)
 
 
 @_contract.checked(Networks, draw)

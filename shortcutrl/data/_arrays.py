@@ -67,7 +67,8 @@ def copied(values: np.ndarray) -> jax.Array:
     """
     with jax.ensure_compile_time_eval():  # also inside of `jit`, where the arrays become constants
         array = jax.block_until_ready(jax.device_put(values))
-        shared = array.unsafe_buffer_pointer() == values.ctypes.data
+        (device,) = array.devices()
+        shared = device.platform == "cpu" and array.unsafe_buffer_pointer() == values.ctypes.data
         return jax.block_until_ready(jnp.copy(array)) if shared else array
 
 
