@@ -154,7 +154,7 @@ def _breaks(obs: Obs, next_obs: Obs) -> np.ndarray:
     return np.append(np.any(differ, axis=0), True)
 
 
-def _in_range(action: np.ndarray, action_range: tuple[Bound, Bound], rescale: bool) -> np.ndarray:
+def _in_range(action: np.ndarray, action_range: tuple[Bound, Bound] | list[Any], rescale: bool) -> np.ndarray:
     if len(action_range) != 2:
         raise ValueError(f"`action_range` must be (low, high), got {show(action_range)}.")
     low, high = as_bounds("`action_range`", *action_range)
