@@ -5,6 +5,8 @@
 The five tasks of an environment share a dataset and differ in its rewards.
 """
 
+import math
+
 import jax
 import numpy as np
 
@@ -30,7 +32,7 @@ def main() -> None:
     print("| environment | observation | action | rows | memory |\n|---|---|---|---|---|")
     for name, millions in MILLION.items():
         env = ogbench.make_env(f"{name}-singletask-v0")
-        (obs_size,), (action_size,) = env.observation_space.shape or (), env.action_space.shape or ()
+        obs_size, action_size = (math.prod(space.shape or ()) for space in (env.observation_space, env.action_space))
         size = megabytes(np.zeros((SAMPLE, obs_size)), action_size, millions)
         print(f"| {name} | {obs_size} | {action_size} | {millions},000,000 | {size:,.0f} MB |")
     size = megabytes(np.zeros((SAMPLE, 64, 64, 3), np.uint8), 5, 1)
