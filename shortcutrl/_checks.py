@@ -33,7 +33,7 @@ def as_same_dtype(**arrays: Array | np.ndarray) -> tuple[Array, ...]:
 
 def as_array(value: Any, dtype: Any = None) -> Array:
     """`jnp.asarray`, which takes longer than an operation, only where it changes something."""
-    done = isinstance(value, jax.Array) and not value.weak_type and dtype in (None, value.dtype)
+    done = isinstance(value, jax.Array) and not value.weak_type and (dtype is None or value.dtype == dtype)
     return value if done else jnp.asarray(value, dtype)
 
 
