@@ -58,6 +58,7 @@ EQUIVALENT = {
     ("_diffusion", "unroll=8"): "how many steps of a scan are unrolled: speed",
     ("data/_index", "2 ** 24"): "from which size on rows are visited one by one: memory",
     ("data/_sample", "512"): "the rows of one round of drawing: speed",
+    ("data/_sample", "32"): "how often each row is drawn on average before the search ends; one in e^32 is missed",
 }
 """Expressions that are not changed, because the result does not depend on them, and why."""
 
