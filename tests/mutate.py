@@ -33,7 +33,7 @@ ALGORITHMS = [path.stem for path in sorted((ROOT / "shortcutrl" / "algorithms").
 OWN = {
     "_step": "step rollout errors",
     "_path": "draws flow errors",
-    "_flow": "flow draws errors",
+    "_flow": "flow draws errors bc",
     "_value": "value errors",
     "_improve": "improve errors",
     "_select": "select errors",
