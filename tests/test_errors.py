@@ -44,8 +44,14 @@ OPTIONS = {
 }
 
 
+def traced(networks, options, batch=None, **changes):
+    """`sorl.update`, which is only traced: it takes less time, and says the same."""
+    state = sorl.init(networks, **options)._replace(**changes)
+    return jax.eval_shape(lambda: sorl.update(state, BATCH if batch is None else batch, **options, key=KEY))
+
+
 def update(batch):
-    return sorl.update(sorl.init((policy, blind), **OPTIONS), batch, **OPTIONS, key=KEY)
+    return traced((policy, blind), OPTIONS, batch)
 
 
 class Blind(eqx.Module):
@@ -61,21 +67,19 @@ mlp = eqx.nn.MLP(5, 2, 4, 1, key=KEY)
 
 
 def update_with(*networks):
-    options = {"config": sorl.Config(num_steps=2, max_jumps=2), "optimizers": sorl.OPTIMIZERS}
-    return sorl.update(sorl.init(networks, **options), BATCH, **options, key=KEY)
+    return traced(networks, {"config": sorl.Config(num_steps=2, max_jumps=2), "optimizers": sorl.OPTIMIZERS})
 
 
 wide = nn.ShortcutPolicy(3, 2, width=8, depth=1, key=KEY)
 
 
 def update_state(**networks):
-    state = sorl.init((policy, blind), **OPTIONS)._replace(**networks)
-    return sorl.update(state, BATCH, **OPTIONS, key=KEY)
+    return traced((policy, blind), OPTIONS, **networks)
 
 
 def update_with_config(critic, **settings):
-    options = {"config": sorl.Config(num_steps=1, max_jumps=1, **settings), "optimizers": sorl.OPTIMIZERS}
-    return sorl.update(sorl.init((policy, critic), **options), BATCH, **options, key=KEY)
+    config = sorl.Config(num_steps=1, max_jumps=1, **settings)
+    return traced((policy, critic), {"config": config, "optimizers": sorl.OPTIMIZERS})
 
 
 def loss_at(**draws):
