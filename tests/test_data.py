@@ -209,6 +209,7 @@ BAD_VALUES = {
     "a range upside down": (fields(action_range=(1.0, -1.0)), "`action_range` must have low < high in every"),
     "a range that is empty": (fields(action_range=(1.0, 1.0)), "`action_range` must have low < high in every"),
     "a NaN range": (fields(action_range=(NAN, 1.0)), "`action_range` must have low < high in every dimension"),
+    "a range of one number": (fields(action_range=[1.0]), r"`action_range` must be \(low, high\), got \[1.0\]"),
     "a huge range": (fields(action_range=(0, 10**400)), r"`action_range` must fit into float32.*Pass `np.inf`"),
     "a range of another size": (
         fields(action_range=(-np.ones(3), np.ones(3))),
@@ -255,6 +256,7 @@ BAD_KINDS = {
     "an unknown name": (fields(timeout=np.ones(4)), "`timeout` is not an argument of `from_arrays`"),
     "a range that is no pair": (fields(action_range=1.0), "`action_range` must be .*got 1.0"),
     "a range of text": (fields(action_range=("-1", "1")), "`action_range` must be"),
+    "a range of text": (fields(action_range=["-1", "1"]), "`action_range` must be two numbers or two arrays"),
     "a range of flags": (fields(action_range=(False, True)), "`action_range` must be two numbers or two arrays"),
     "a range of objects": (fields(action_range=(OBJECT, OBJECT)), "`action_range` must hold real numbers"),
     "a range with two axes": (fields(action_range=(-np.ones((1, 2)), np.ones((1, 2)))), "`action_range` must be two"),
