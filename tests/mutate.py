@@ -44,7 +44,7 @@ OWN = {
     "data/_index": "sample",
     "data/_sample": "sample data",
     "evaluate/_statistics": "evaluate -k interval",
-} | {f"algorithms/{name}": name for name in ALGORITHMS}
+} | {f"algorithms/{name}": f"{name} algorithms" for name in ALGORITHMS}
 """The tests of each file, with options of pytest."""
 
 TIMEOUT = 900

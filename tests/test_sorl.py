@@ -467,3 +467,18 @@ def test_a_given_number_of_jumps_is_the_one_that_is_taken():
         options = state, batch(), draws._replace(td_k=k, q_k=k)
         assert sorl.critic_loss(state.critic, *options, config=settings)[1] == k
         assert sorl.policy_loss(state.policy, *options, config=settings)[1][0] == -k
+
+
+def test_the_mean_q_has_no_gradient_whether_the_number_of_jumps_is_known_or_not():
+    settings, data = config(max_jumps=2, num_steps=2), transitions()
+    networks = sorl.networks(data, width=4, depth=1, condition_critic_on_k=False, key=KEYS[0])
+    state = sorl.init(networks, config=settings, optimizers=(STILL, STILL))
+    draws = sorl.draw(KEYS[0], data, config=settings)
+
+    def gradients(k):
+        options = state, data, draws._replace(td_k=k)
+        return jax.jacrev(lambda critic: sorl.critic_loss(critic, *options, config=settings))(state.critic)
+
+    for loss, q in (gradients(2), jax.jit(gradients)(2)):
+        assert any(leaf.any() for leaf in jax.tree.leaves(loss))
+        assert not any(leaf.any() for leaf in jax.tree.leaves(q))
