@@ -550,3 +550,10 @@ def test_a_bad_batch_is_refused(module, spoil):
     first = str(error.value).splitlines()[0]
     assert "`batch" in first or "`transition" in first, first
     assert len(first) < 300, first
+
+
+@pytest.mark.parametrize("module", [getattr(algorithms, name) for name in ("iql", "ifql", "idql", "fawac", "srpo")])
+def test_the_value_that_a_loss_reports_is_the_mean_over_the_batch(module):
+    state, batch, config = start(module), transitions(), small(module)
+    _, v = module.value_loss(state.value, state, batch, draws(module, KEY, batch, config), config=config)
+    np.testing.assert_allclose(jnp.ravel(jnp.asarray(v))[0], jax.vmap(state.value)(batch.obs).mean(), rtol=1e-6)
