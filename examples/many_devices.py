@@ -81,7 +81,7 @@ def train(args: Args) -> None:
         return state, jax.tree.map(jnp.mean, info)
 
     done, state = 0, start(jax.random.key(0))
-    if (args.out / "checkpoints").exists():
+    if any(path.name.isdecimal() for path in (args.out / "checkpoints").glob("*")):
         done, state = load_checkpoint(args.out, (done, state))
     # All processes load, and one of them writes.
     settings = {"batch_size": args.batch_size, "width": args.width, "depth": args.depth}

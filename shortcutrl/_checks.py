@@ -108,7 +108,8 @@ def check_clip(name: str, clip: Any, shape: tuple[int, ...] = (), dtype: Any = n
         if not is_numeric(bound) or np.shape(bound) not in ((), shape):
             kinds = f"two numbers or two arrays of the action's shape {shape}" if shape else "two numbers"
             raise ValueError(f"`{name}` must be {kinds}, such as (-1.0, 1.0), got {show(bound)} in it.")
-    known = [np.asarray(bound, dtype) for bound in clip if not isinstance(bound, Tracer)]
+    with np.errstate(over="ignore"):
+        known = [np.asarray(bound, dtype) for bound in clip if not isinstance(bound, Tracer)]
     if len(known) == 2 and not np.all(known[0] < known[1]):
         raise ValueError(f"`{name}` must be (low, high) with low < high, such as (-1.0, 1.0), got {show(clip)}.")
 
@@ -126,7 +127,8 @@ def check_leading_axis(name: str, tree: Any) -> int:
     for path, leaf in leaves.items():
         if not isinstance(leaf, jax.Array | np.ndarray):
             raise TypeError(f"`{path}` must be an array, got {show(leaf)}. Pass arrays, such as by `jnp.asarray(...)`.")
-        check_numbers(path, leaf)
+        if isinstance(leaf, np.ndarray):  # an array of JAX may hold random keys
+            check_numbers(path, leaf)
     shapes = {path: np.shape(leaf) for path, leaf in leaves.items()}
     lengths = {shape[:1] for shape in shapes.values()}
     if len(lengths) != 1 or lengths in ({()}, {(0,)}):

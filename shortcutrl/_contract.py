@@ -120,7 +120,7 @@ def validate(
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if isinstance(value, tuple | list):
-            value = tuple(each.item() if isinstance(each, np.generic) else each for each in value)
+            value = tuple(each.item() if isinstance(each, np.generic | jax.Array) else each for each in value)
         object.__setattr__(config, field.name, value.item() if isinstance(value, np.generic) else value)
     for name in non_negative:
         _checks.check_range(name, getattr(config, name), 0, float("inf"))

@@ -70,9 +70,9 @@ def bon_select(
     try:
         candidates = jax.vmap(lambda row: action_of("actor", actor, obs, row))(rows)
     except (TypeError, ValueError) as error:
-        if any(row.ndim > 1 for row in jax.tree.leaves(rows)):
+        if type(error) not in (TypeError, ValueError) or any(row.ndim > 1 for row in jax.tree.leaves(rows)):
             raise
-        raise type(error)(f"`noise` must have one row for each candidate, got {show(noise)}. {error}") from error
+        raise type(error)(f"{error} `noise` must have one row for each candidate, got {show(noise)}.") from error
     q = jax.vmap(lambda action: q_of("critic", critic, obs, action, aggregate))(candidates)
     best = jnp.argmax(jnp.where(jnp.isnan(q), -jnp.inf, q))
     best = jnp.where(jnp.isnan(q[best]), jnp.argmax(~jnp.isnan(q)), best)  # -inf is a number too

@@ -149,6 +149,17 @@ def test_actions_outside_the_space_are_warned_of_once(processes):
         )  # within: no warning, which would be an error
 
 
+class OwnBox(gymnasium.spaces.Box):
+    """A space of a class that only this module has."""
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_actions_at_the_bounds_are_within_and_the_space_may_be_of_any_class(dtype):
+    make_env = lambda: Changed(action_space=OwnBox(-0.1, 0.1, (2,), np.float64))
+    with EnvPool(make_env, processes=1) as pool:
+        evaluate(lambda obs, key: jnp.array([-0.1, 0.1], dtype), pool, episodes=2)  # a warning would be an error
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
 @pytest.mark.parametrize("action_dtype", [jnp.float32, jnp.bfloat16, jnp.float16, jnp.int32])
 def test_environments_get_writable_actions_in_the_dtype_of_their_space(dtype, action_dtype):

@@ -199,3 +199,11 @@ def test_a_single_candidate_costs_no_critic():
         return program.count(" dot(")
 
     assert (products(1), products(2)) == (1, 2)
+
+
+def test_noise_may_be_random_keys_and_errors_of_the_actor_stay_its_own():
+    draw = lambda obs, key: jax.random.uniform(key, (2,))
+    _, info = bon_select(draw, lambda obs, action: action, None, jax.random.split(jax.random.key(0), 4))
+    assert info.candidates.shape == (4, 2)
+    with pytest.raises(jax.errors.TracerBoolConversionError):
+        bon_select(lambda obs, z: jnp.ones(2) if z > 0 else jnp.zeros(2), lambda obs, a: a, None, jnp.ones(4))

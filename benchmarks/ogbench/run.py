@@ -177,7 +177,12 @@ def table_name(args: Args) -> str:
 
 
 def finished(args: Args) -> set[tuple[str, str, int]]:
-    rows = [row for path in args.out.glob("agents*.jsonl") for row in read_rows(args.out, path.stem)]
+    rows = [
+        row
+        for path in args.out.glob("agents*.jsonl")
+        if path.stem.isidentifier()
+        for row in read_rows(args.out, path.stem)
+    ]
     return {(row["method"], row["task"], row["seed"]) for row in rows}
 
 

@@ -99,7 +99,7 @@ def evaluate(
                     continue
                 restart = np.where(reply.ended & (playing >= 0), seed + playing, -1)
                 actions = decide(np.maximum(seed + playing, 0), lengths[playing], reply.obs)
-                outside = outside or _outside(pool, actions[playing >= 0])
+                outside = outside or _outside(pool, actions[(playing >= 0) & (restart < 0)])
                 pool._send(group, actions, restart, success_key)
     if outside:
         low, high = pool._action_space.low, pool._action_space.high
@@ -121,8 +121,9 @@ def as_seed(seed: Any) -> int:
 
 def _outside(pool: EnvPool, actions: np.ndarray) -> list[np.ndarray]:
     """The actions outside the action space."""
-    space = pool._action_space
-    bad = (actions < space.low) | (actions > space.high)
+    low, high = (bound.astype(actions.dtype) for bound in (pool._action_space.low, pool._action_space.high))
+    with np.errstate(invalid="ignore"):  # NaN is refused later
+        bad = (actions < low) | (actions > high)
     return list(actions[bad.any(axis=tuple(range(1, bad.ndim)))])
 
 

@@ -36,7 +36,7 @@ class Group:
                 "`make_env` must make a new environment at each call, got the same one twice. Call the environment's "
                 "constructor inside the function, or use `envs_per_process=1`."
             )
-        self.layout = agreed([(env.empty_obs, env.action_space) for env in self.envs])
+        self.layout = agreed([(env.empty_obs, plain(env.action_space)) for env in self.envs])
         self.obs = [env.empty_obs for env in self.envs]
         self.playing = np.zeros(size, bool)
 
@@ -60,6 +60,11 @@ class Group:
     def close(self) -> None:
         for env in self.envs:
             env.close()
+
+
+def plain(space: gymnasium.spaces.Box) -> gymnasium.spaces.Box:
+    """The same space without a class of the user's, which another process may not find."""
+    return gymnasium.spaces.Box(space.low, space.high, dtype=space.dtype.type)
 
 
 def agreed(layouts: list[Any]) -> Any:
