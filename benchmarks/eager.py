@@ -38,15 +38,23 @@ def functions() -> dict[str, Callable[[], Any]]:
 
 
 def main(repeats: int = 50) -> None:
-    print("| call | processor time |\n|---|---|")
+    compilations: list[str] = []
+
+    def listen(event: str, *_: Any, **__: Any) -> None:
+        if "backend_compile" in event:
+            compilations.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    print("| call | processor time | compilations after the first call |\n|---|---|---|")
     for name, function in functions().items():
         function()
+        before = len(compilations)
         times = []
         for _ in range(repeats):
             start = time.process_time()
             jax.block_until_ready(function())
             times.append(time.process_time() - start)
-        print(f"| {name} | {1e3 * sorted(times)[repeats // 2]:.1f} ms |", flush=True)
+        print(f"| {name} | {1e3 * sorted(times)[repeats // 2]:.1f} ms | {len(compilations) - before} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Measure the environment steps per second of a second `evaluate`, and of the environments alone on these cores.
 
 python benchmarks/evaluation.py
+python benchmarks/evaluation.py --env visual-cube-single-play-singletask-task1-v0 --episodes 4 --steps 20 --most 1
 """
 
 import multiprocessing
@@ -49,26 +50,32 @@ def main(
     cores: int = multiprocessing.cpu_count(),
     episodes: int = 64,
     seconds: float = 10.0,  # to measure the environments alone
+    steps: int | None = None,  # of an episode, to end it earlier
+    most: int = 16,  # environments in each process
 ) -> None:
-    example = ogbench.make_env(env)
-    (obs_size,), (action_size,) = example.observation_space.shape or (0,), example.action_space.shape or (0,)
-    policy = nn.ShortcutPolicy(obs_size, action_size, width=512, depth=4, key=jax.random.key(0))
+    make_env = partial(ogbench.make_env, env, **({} if steps is None else {"max_episode_steps": steps}))
+    example, key = make_env(), jax.random.key(0)
+    shape, (action_size,) = example.observation_space.shape or (0,), example.action_space.shape or (0,)
+    encoder = nn.Impala(shape, key=key) if len(shape) == 3 else None
+    obs_size = shape[0] if encoder is None else 512
+    policy = nn.ShortcutPolicy(obs_size, action_size, width=512, depth=4, encoder=encoder, key=key)
     raw = raw_rate(env, cores, seconds)
-    print(f"environments alone, {cores} processes: {raw:.0f} steps/s")
+    print(f"environments alone, {cores} processes: {raw:.3g} steps/s")
     pools = {"one environment at a time": {"processes": 0, "envs_per_process": 1}}
     pools |= {
         f"evaluate, {p} processes of {m}": {"processes": p, "envs_per_process": m}
         for p, m in [(cores, 1), (cores, 4), (2 * cores, 4), (2 * cores, 8), (2 * cores, 16)]
+        if m <= most
     }
     for name, options in pools.items():
-        with EnvPool(lambda: ogbench.make_env(env), **options) as pool:
+        with EnvPool(make_env, **options) as pool:
             act = keyed(partial(rollout_k, policy, k=1, clip=(-1.0, 1.0)), pool.action_shape)
             evaluate(act, pool, episodes=pool.groups)  # compiles
             count = min(episodes, 4) if options["processes"] == 0 else episodes
             start = time.perf_counter()
-            steps = evaluate(act, pool, episodes=count).episode_length.sum()
-            rate = steps / (time.perf_counter() - start)
-        print(f"{name}: {rate:.0f} steps/s, {rate / raw:.0%} of the environments alone")
+            played = evaluate(act, pool, episodes=count).episode_length.sum()
+            rate = played / (time.perf_counter() - start)
+        print(f"{name}: {rate:.3g} steps/s, {rate / raw:.0%} of the environments alone")
 
 
 if __name__ == "__main__":

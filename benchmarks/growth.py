@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib
 import tyro
-from speed import OBS, floor
+from speed import OBS, even_keys, floor
 
 from shortcutrl import Transition, nn, sorl
 
@@ -43,15 +43,16 @@ LABELS = {
 DEPTH = 3
 
 
-def update_flops(td_k: float, q_k: float, *, batch: int, width: int, jumps: int, ensemble: int, action: int) -> float:
-    """Of the matrix products of one update with these numbers of jumps, or with their means.
+def update_flops(batch: int, width: int, jumps: int, ensemble: int, action: int) -> float:
+    """Of the matrix products of one update, the mean over its numbers of jumps.
 
     A backward pass counts as two passes, or as one where only the input's gradient is needed.
     """
+    k = sum(2**i for i in range(jumps.bit_length())) / jumps.bit_length()
     policy = (OBS + 2 * action + 2) * width + (DEPTH - 1) * width**2
     critic = ensemble * ((OBS + action + 2) * width + (DEPTH - 1) * width**2)
     imitation = 3 + (5 if jumps > 1 else 0)
-    return 2 * batch * ((td_k + imitation + 3 * q_k) * policy + (1 + 3 + 2) * critic)
+    return 2 * batch * ((k + imitation + 3 * k) * policy + (1 + 3 + 2) * critic)
 
 
 def measure(*, batch: int, width: int, jumps: int, ensemble: int, agents: int, action: int) -> dict[str, Any]:
@@ -72,13 +73,10 @@ def measure(*, batch: int, width: int, jumps: int, ensemble: int, agents: int, a
         state, keys = agent
         return jax.lax.scan(lambda state, key: sorl.update(state, rows, key=key, **options), state, keys)[0]
 
-    # The draws of k are even only over many updates, so cheap updates are repeated more often.
-    sizes = {"batch": batch, "width": width, "jumps": jumps, "ensemble": ensemble, "action": action}
-    mean = sum(2**i for i in range(jumps.bit_length())) / jumps.bit_length()
-    count = max(4, min(64, round(3e10 / (agents * update_flops(mean, mean, **sizes)))))
-    keys = jax.random.split(jax.random.key(2), (agents, count))
-    drawn: Any = jax.vmap(lambda key: sorl.draw(key, rows, config=config)[:2])(keys.reshape(-1))
-    flops = agents * update_flops(*(float(k.mean()) for k in drawn), **sizes)
+    # Each number of jumps is drawn equally often.
+    flops, numbers = agents * update_flops(batch, width, jumps, ensemble, action), jumps.bit_length()
+    count = numbers * max(1, min(64, round(3e10 / flops)) // numbers)
+    keys = jnp.broadcast_to(even_keys(config, count), (agents, count))
     args = jax.vmap(start)(keys[:, 0]), keys
     if agents > 1:
         program = jax.jit(partial(jax.lax.map, updates))

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import tyro
 from jax.extend.core import jaxprs_in_params
-from speed import ACTION, BATCH, OBS, dataset, floor
+from speed import ACTION, BATCH, OBS, dataset, even_keys, floor, second_key
 
 from shortcutrl import Transition, algorithms, data
 
@@ -75,6 +75,9 @@ def ours(module: ModuleType, dataset: data.Dataset, batch: Transition, width: in
     options = {"config": module.Config(), "optimizers": module.OPTIMIZERS}
     networks = module.networks(batch, width=width, depth=depth, key=jax.random.key(0))
     state, keys = module.init(networks, **options), jax.random.split(jax.random.key(1), UPDATES)
+    loop_keys = keys
+    if module is algorithms.sorl:  # a few random draws of k would do more or less work than the mean
+        keys, loop_keys = even_keys(options["config"], UPDATES, second_key), even_keys(options["config"], UPDATES)
 
     def step(state, key):
         batch_key, update_key = jax.random.split(key)
@@ -86,7 +89,7 @@ def ours(module: ModuleType, dataset: data.Dataset, batch: Transition, width: in
 
     def loop():
         current = state
-        for key in keys:
+        for key in loop_keys:
             current, _ = update(current, batch, key=key)
         return current
 

@@ -9,15 +9,16 @@ the authors' code and of FQL's (flow Q-learning). Their requirements must be ins
 import importlib
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from shortcutrl import best_of_n, data, nn, rollout_k, sorl
+from shortcutrl import Transition, best_of_n, data, nn, rollout_k, sorl
 
 OBS, ACTION, BATCH, ENSEMBLE = 28, 5, 256, 2  # cube-single's sizes
 UPDATES = 40  # in one scan
@@ -119,7 +120,25 @@ def scan(config: sorl.Config):
     return many_updates
 
 
-KEYS = jax.random.split(jax.random.key(3), UPDATES)
+def even_keys(config: sorl.Config, count: int, update_key: Callable[..., Any] = lambda key: key) -> jax.Array:
+    """Keys with which SORL draws each number of jumps equally often; `update_key(key)` is the key of the update."""
+    one, sizes = jnp.ones((1, 1)), int(config.max_jumps).bit_length()
+    batch = Transition(one, one, one[0], one[0], one)
+    candidates = jax.random.split(jax.random.key(3), 64 * sizes**2)
+    drawn = jax.vmap(lambda key: jnp.stack(sorl.draw(update_key(key), batch, config=config)[:2]))(candidates)
+    i = np.arange(count)
+    wanted = 2 ** np.stack([i % sizes, (i + i // sizes) % sizes], axis=-1)
+    matches = (np.asarray(drawn) == wanted[:, None]).all(axis=-1)
+    assert matches.any(axis=1).all()
+    return candidates[matches.argmax(axis=1)]
+
+
+def second_key(key):
+    """The key of the update in `one_update`."""
+    return jax.random.split(key)[1]
+
+
+KEYS = even_keys(sorl.Config(), UPDATES, second_key)
 
 
 def memory(compiled) -> int:

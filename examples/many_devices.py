@@ -60,8 +60,6 @@ def experience(key, batch_size: int) -> Transition:
 
 
 def train(args: Args) -> None:
-    if args.batch_size % jax.device_count():
-        raise ValueError(f"`batch_size` must be a multiple of {jax.device_count()}, the number of devices.")
     mesh = Mesh(jax.devices(), ("batch",))
     shared, split = NamedSharding(mesh, P()), NamedSharding(mesh, P("batch"))
 
@@ -102,12 +100,17 @@ def main() -> None:
         jax.distributed.initialize()
     elif args.processes > 1:
         jax.distributed.initialize(args.coordinator, args.processes, args.process)
+    if args.batch_size % jax.device_count():
+        sys.exit(f"`batch_size` must be a multiple of the {jax.device_count()} devices, got {args.batch_size}.")
     try:
         train(args)
     except Exception as error:
         name = f"process {jax.process_index()} of {jax.process_count()}"
         print(f"many_devices.py: {name} stopped: {error}", file=sys.stderr)
-        print(f"The same command resumes from the last checkpoint in {args.out}.", file=sys.stderr, flush=True)
+        print(
+            f"If a process was lost, the same command resumes from the last checkpoint in {args.out}.", file=sys.stderr
+        )
+        sys.stderr.flush()
         os._exit(1)  # at once: a regular exit would wait for the other processes
 
 

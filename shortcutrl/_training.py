@@ -1,4 +1,4 @@
-"""What the algorithms share: networks that `jit` can carry, optimizers, moving averages, and checks of their input."""
+"""What the algorithms share: networks that `jit` can carry, optimizers, moving averages, and terms of losses."""
 
 from collections.abc import Callable
 from functools import partial

@@ -79,7 +79,7 @@ def test_a_process_says_so_and_stops_when_another_is_killed(home, tmp_path):
             second.kill()
     assert first.returncode != 0
     # Ours, or that of JAX where the program was waiting for the other one.
-    assert "The same command resumes" in complained or "another task died" in complained
+    assert "the same command resumes" in complained or "another task died" in complained
     assert (tmp_path / "checkpoints" / "200").exists()
 
 
