@@ -136,7 +136,7 @@ def train(args: Args, module: ModuleType, config: Any, dataset: data.Dataset, se
     state = run.restore(start(which))
     with tqdm(total=args.updates, initial=run.step, desc=run.folder.name, unit="update") as bar:
         for done in range(run.step, args.updates, chunk):
-            state, info = advance(state, which, dataset, done)
+            state, info = jax.block_until_ready(advance(state, which, dataset, done))  # the bar shows finished updates
             bar.update(chunk)
             done += chunk
             if done % args.updates_per_checkpoint == 0 or done >= args.updates:
