@@ -43,7 +43,7 @@ def clipped(actor: Actor, obs: Obs, noise: Noise, *, clip: Clip) -> Action:
 
 @typed
 def noiseless(actor: Actor, obs: Obs, noise: Noise) -> Action:
-    """Act as `actor` does where all its noise is zero: a Gaussian acts by its mean.
+    """Act as `actor` does with all its noise set to zero: a Gaussian acts by its mean.
 
     `functools.partial(noiseless, actor)` is an [`Actor`][shortcutrl.Actor].
 

@@ -35,7 +35,8 @@ class ConsistencyModel(Protocol):
 def noise_level(position: ScalarLike) -> Scalar:
     r"""Compute $\sigma(u) = \big(\sigma_\min^{1/\rho} + u\, (\sigma_\max^{1/\rho} - \sigma_\min^{1/\rho})\big)^\rho$.
 
-    The noise levels of a consistency model, from 0.002 to 80, denser where they are small ($\rho = 7$).
+    These are the noise levels of a consistency model. They range from 0.002 to 80 and are denser at small values
+    ($\rho = 7$).
 
     **Arguments:**
 
@@ -114,12 +115,12 @@ def consistency_loss(
     low: ScalarLike,
     high: ScalarLike,
 ) -> Scalar:
-    r"""Give two noise levels the same action, as a consistency model does.
+    r"""Train a consistency model to give the same action for two neighbouring noise levels.
 
     $$\tfrac1d \lVert f_\theta(s, a + \sigma_2 z, \sigma_2) - f_{\bar\theta}(s, a + \sigma_1 z, \sigma_1) \rVert^2.$$
 
-    No gradient flows into the target. Levels close to each other make the target nearly exact; the boundary
-    $f(x, 0.002) = x$ anchors it.
+    No gradient flows into the target. If the levels are close to each other, the target is nearly exact. The boundary
+    condition $f(x, 0.002) = x$ anchors it.
 
     **Arguments:**
 
@@ -127,7 +128,7 @@ def consistency_loss(
       [`consistency_function`][shortcutrl.consistency_function] of a network. Gradients flow into it.
     - `teacher`: the model that gives the target, usually a moving average. Its gradient is zero.
     - `obs`: one observation, any pytree.
-    - `action`: the action that the data took there, shape `(action,)`.
+    - `action`: the dataset's action for this observation, shape `(action,)`.
     - `noise`: z, a draw from the standard normal, shape and dtype of `action`.
     - `low`, `high`: $\sigma_1$ and $\sigma_2$, neighbouring noise levels, such as two of
       [`noise_level`][shortcutrl.noise_level].
@@ -168,14 +169,15 @@ def consistency_sample(
 ) -> Action:
     r"""Turn noise into an action in few steps: $a \leftarrow f(s, a + \sqrt{\sigma_i^2 - 0.002^2}\, z_i, \sigma_i)$.
 
-    The first step starts at the noise alone, $f(s, \sigma_1 z_1, \sigma_1)$; further ones noise the action again and
-    improve it. `functools.partial(consistency_sample, model, levels=(80.0, 2.0))` is an [`Actor`][shortcutrl.Actor].
+    The first step starts from noise alone, $f(s, \sigma_1 z_1, \sigma_1)$. Each further step adds noise to the action
+    again and improves it. `functools.partial(consistency_sample, model, levels=(80.0, 2.0))` is an
+    [`Actor`][shortcutrl.Actor].
 
     **Arguments:**
 
     - `model`: as in [`consistency_loss`][shortcutrl.consistency_loss]. Gradients flow into it, through all steps.
     - `obs`: one observation, any pytree.
-    - `noise`: standard normal, shape `(steps, action)`, a row for each level.
+    - `noise`: standard normal, shape `(steps, action)`, one row for each level.
     - `levels`: the noise levels, one for each step, each in [0.002, 80], usually descending from 80. Static.
     - `clip`: `(low, high)`, two numbers or two arrays of the action's shape, to clip the final action to. `None` leaves
       it unchanged. No gradient flows where it clips.

@@ -25,9 +25,9 @@ class Denoiser(Protocol):
 def vp_schedule(t: ScalarLike, *, beta_min: ScalarLike = 0.1, beta_max: ScalarLike = 20.0) -> Scalar:
     r"""Compute $\log \bar\alpha(t) = -\beta_\min t - \tfrac12 (\beta_\max - \beta_\min)\, t^2$.
 
-    The variance-preserving schedule: at the diffusion time `t` a noised action is $\sqrt{\bar\alpha}$ times the action
-    plus $\sqrt{1 - \bar\alpha}$ times the noise. **The diffusion time is 0 at the action and 1 at the noise**, the
-    reverse of the flow time. The logarithm keeps all digits of $1 - \bar\alpha$ near the action.
+    This is the variance-preserving schedule: at the diffusion time `t` a noised action is $\sqrt{\bar\alpha}$ times the
+    action plus $\sqrt{1 - \bar\alpha}$ times the noise. **The diffusion time is 0 at the action and 1 at the noise**,
+    the reverse of the flow time. The logarithm keeps $1 - \bar\alpha$ accurate near the action.
 
     **Arguments:**
 
@@ -104,15 +104,15 @@ def denoising_loss(
 ) -> Scalar:
     r"""Predict the noise in a noised action: $\tfrac1d \lVert \epsilon_\theta(s, x_t, t) - z \rVert^2$.
 
-    The minimiser is $E[z \mid x_t, s] = -\sqrt{1 - \bar\alpha}\, \nabla_{x_t} \log p_t(x_t \mid s)$, the score of the
-    noised actions. Published codes take the sum over the dimensions $d$; this is the mean, as in
-    [`flow_matching_loss`][shortcutrl.flow_matching_loss].
+    The minimiser is $E[z \mid x_t, s] = -\sqrt{1 - \bar\alpha}\, \nabla_{x_t} \log p_t(x_t \mid s)$, a multiple of the
+    score of the noised actions. Published code takes the sum over the dimensions $d$. This loss takes the mean, as
+    [`flow_matching_loss`][shortcutrl.flow_matching_loss] does.
 
     **Arguments:**
 
     - `denoiser`: `denoiser(obs, x, t)`, the same shape as `x`. Gradients flow into it.
     - `obs`: one observation, any pytree.
-    - `action`: the action that the data took there, shape `(action,)`.
+    - `action`: the dataset's action for this observation, shape `(action,)`.
     - `noise`, `t`, `schedule`: as in [`diffuse`][shortcutrl.diffuse].
 
     **Returns:** the mean square over the action's dimensions, a scalar.
@@ -148,8 +148,8 @@ def score_distillation_loss(
 ) -> Scalar:
     r"""Move an action towards the data of a diffusion model: the gradient is $\sigma_t^2 (\epsilon(s, x_t, t) - z)$.
 
-    Here $\sigma_t^2 = 1 - \bar\alpha(t)$. The loss is the product of the action with that vector, held fixed, so **its
-    value has no meaning**; only its gradient has. No gradient flows into the denoiser.
+    Here $\sigma_t^2 = 1 - \bar\alpha(t)$. The loss is the product of the action and that vector, which is held fixed.
+    **Its value has no meaning**; use only its gradient. No gradient flows into the denoiser.
 
     **Arguments:**
 
@@ -158,7 +158,7 @@ def score_distillation_loss(
     - `action`: the action to move, shape `(action,)`. Gradients flow through it.
     - `noise`, `t`, `schedule`: as in [`diffuse`][shortcutrl.diffuse].
 
-    **Returns:** a scalar whose gradient is meant, a sum over the action's dimensions.
+    **Returns:** a scalar, summed over the action's dimensions, of which only the gradient has a meaning.
 
     **Raises:** as [`denoising_loss`][shortcutrl.denoising_loss].
 
@@ -176,8 +176,9 @@ def score_distillation_loss(
         assert jax.grad(loss)(jnp.array([2.0]), jnp.array([0.3]), 0.5) > 0  # descent moves the action to zero
         ```
 
-    Source: SRPO ([arXiv 2310.07297](https://arxiv.org/abs/2310.07297)), with the weight of its code; the noise is the
-    baseline of its paper, which lowers the variance and leaves the mean. Score distillation ([arXiv 2209.14988](https://arxiv.org/abs/2209.14988)).
+    Source: SRPO ([arXiv 2310.07297](https://arxiv.org/abs/2310.07297)), with the weight of its code. Subtracting the
+    noise is the baseline of its paper: it lowers the variance and does not change the mean. Score distillation is from
+    [arXiv 2209.14988](https://arxiv.org/abs/2209.14988).
     """
     action, noise = _checks.as_same_dtype(action=action, noise=noise)
     weight = -jnp.expm1(_log_signal(schedule, t, action.dtype))
@@ -201,20 +202,20 @@ def ddpm_sample(
     + \sqrt\beta\, z.$$
 
     Here $\alpha = \bar\alpha(t) / \bar\alpha(s)$ and $\beta = 1 - \alpha$, for $t = 1, \tfrac{T-1}{T}, \dots, \tfrac1T$
-    and $s = t - \tfrac1T$. The last step adds no noise. The mean is that of the posterior $q(x_s \mid x_t, a)$ at the
-    predicted action. The variance is $\beta$, as in the code of IDQL: exact for data of unit variance, and larger than
-    the posterior's. `functools.partial(ddpm_sample, denoiser, steps=5, schedule=vp_schedule)` is an
-    [`Actor`][shortcutrl.Actor].
+    and $s = t - \tfrac1T$. The last step adds no noise. The mean of each step is that of the posterior
+    $q(x_s \mid x_t, a)$ at the predicted action. The variance is $\beta$, as in the code of IDQL. It is exact for data
+    of unit variance, and larger than the posterior's variance.
+    `functools.partial(ddpm_sample, denoiser, steps=5, schedule=vp_schedule)` is an [`Actor`][shortcutrl.Actor].
 
     **Arguments:**
 
     - `denoiser`: as in [`denoising_loss`][shortcutrl.denoising_loss]. Gradients flow into it.
     - `obs`: one observation, any pytree.
     - `noise`: standard normal, shape `(steps, action)`: the start, then the noise of each step but the last.
-    - `steps`: $T$, at least 1. The denoiser is called once in each. Static.
+    - `steps`: $T$, at least 1. The denoiser is called once in each step. Static.
     - `schedule`: as in [`diffuse`][shortcutrl.diffuse]. Static.
-    - `clip`: `(low, high)`, two numbers or two arrays of the action's shape, to clip to **after each step**; `None`
-      leaves it unchanged.
+    - `clip`: `(low, high)`, two numbers or two arrays of the action's shape, to clip the action to **after each step**.
+      `None` leaves it unchanged.
 
     **Returns:** the action, shape `(action,)`.
 

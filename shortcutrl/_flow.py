@@ -33,17 +33,17 @@ def flow_matching_loss(
     r"""Match the smallest step to the data's velocity: $\tfrac1d \lVert s_\theta(x_t, t, h \mid s) - (a - z) \rVert^2$.
 
     Here $x_t = (1 - t)\, z + t\, a$ for noise $z$ and action $a$ of dimension $d$. The minimiser is the tangent
-    velocity $E[a - z \mid x_t, s]$ at `t`: exact for `h = 0`; for `h > 0` the policy learns to take Euler steps of
-    that size, with their discretisation error.
+    velocity $E[a - z \mid x_t, s]$ at `t`. For `h = 0` this is exact. For `h > 0` the policy learns Euler steps of that
+    size, with their discretisation error.
 
     **Arguments:**
 
     - `velocity`: as in [`shortcut_step`][shortcutrl.shortcut_step]. Gradients flow into it.
     - `obs`: one observation, any pytree.
-    - `action`: the action that the data took there, shape `(action,)`.
+    - `action`: the dataset's action for this observation, shape `(action,)`.
     - `noise`: a draw from the standard normal, shape `(action,)`.
     - `t`: the time, in [0, 1].
-    - `h`: the step size at which the policy is asked, in [0, 1 - t]: 0 for the instantaneous velocity, or the
+    - `h`: the step size that `velocity` is called with, in [0, 1 - t]: 0 for the instantaneous velocity, or the
       smallest step that is ever taken.
 
     **Returns:** the mean square over the action's dimensions, a scalar.
@@ -83,8 +83,9 @@ def self_consistency_loss(
     r"""Make one jump land where two half-jumps land: $\tfrac1d \lVert s_\theta(x_t, t, h \mid s) - \bar s \rVert^2$.
 
     The target is the mean velocity of two jumps of $h/2$ by the teacher, $\bar s = \tfrac12 (s_{\bar\theta}(x_t, t,
-    \tfrac h2) + s_{\bar\theta}(x', t + \tfrac h2, \tfrac h2))$ with $x' = x_t + \tfrac h2 s_{\bar\theta}(x_t, t,
-    \tfrac h2)$. No gradient flows into it. Exact where the teacher's half-jumps are; their error is inherited.
+    \tfrac h2) + s_{\bar\theta}(x', t + \tfrac h2, \tfrac h2))$ with
+    $x' = x_t + \tfrac h2 s_{\bar\theta}(x_t, t, \tfrac h2)$. No gradient flows into it. It inherits the error of the
+    teacher's half-jumps, and is exact where they are.
 
     **Arguments:**
 
@@ -138,16 +139,16 @@ def shortcut_loss(
 ) -> tuple[Scalar, ShortcutInfo]:
     r"""Train a shortcut policy on one transition: $w_1 L_\text{flow matching} + w_2 L_\text{self-consistency}$.
 
-    Draws a standard normal noise and a pair (t, h) for each term, all independent, and adds
+    It draws standard normal noise and a pair (t, h) for each term, all independent. It adds
     [`flow_matching_loss`][shortcutrl.flow_matching_loss] and
-    [`self_consistency_loss`][shortcutrl.self_consistency_loss].
+    [`self_consistency_loss`][shortcutrl.self_consistency_loss] with their weights.
 
     **Arguments:**
 
     - `velocity`: the policy that learns. Gradients flow into it.
     - `teacher`: the policy that makes the half-jumps. The gradient with respect to it is zero.
     - `obs`: one observation, any pytree.
-    - `action`: the dataset's action there, shape `(action,)`.
+    - `action`: the dataset's action for this observation, shape `(action,)`.
     - `num_steps`: M, the largest number of jumps, a power of two. With 1 there is nothing to halve and only flow
       matching remains. Static.
     - `flow_matching_weight`, `self_consistency_weight`: non-negative.

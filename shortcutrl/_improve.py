@@ -24,8 +24,8 @@ def q_loss(
 ) -> tuple[Scalar, QInfo]:
     r"""Move the actor to better actions: $-\operatorname{agg}_i Q_{\phi_i}(s, \pi(s, z))$.
 
-    The gradient flows through the critic into the actor; of a rollout, back through all its jumps. It also flows into
-    `critic`: differentiate with respect to the actor alone.
+    The gradient flows through the critic into the actor, and in a rollout back through all its jumps. It also flows
+    into `critic`, so differentiate with respect to the actor only.
 
     **Arguments:**
 
@@ -39,8 +39,8 @@ def q_loss(
     **Returns:** minus Q, a scalar, and [`QInfo`][shortcutrl.QInfo]. To normalise the loss of a batch, divide its mean
     by `jax.lax.stop_gradient(jnp.abs(info.q).mean())`.
 
-    **Raises:** `ValueError` for a function that returns another shape; `TypeError` for one that does not take its
-    arguments or does not return a float array.
+    **Raises:** `ValueError` for a function that returns another shape; `TypeError` for a function that cannot take
+    these arguments or does not return a float array.
 
     !!! Example
 
@@ -77,7 +77,7 @@ def distill_loss(student: Actor, teacher: Actor, obs: Obs, noise: Noise) -> Scal
     - `student`: an [`Actor`][shortcutrl.Actor]. Gradients flow into it.
     - `teacher`: an [`Actor`][shortcutrl.Actor], such as a flow of ten jumps. Its gradient is zero.
     - `obs`: one observation, any pytree.
-    - `noise`: the noise of both.
+    - `noise`: the noise of both actors.
 
     **Returns:** the mean square over the action's dimensions, a scalar.
 

@@ -11,10 +11,10 @@ def keep_memory() -> bool:
     """Let this process keep the memory that it frees, so that a loop of updates on a CPU is as fast as a scan.
 
     After each call of a compiled update, glibc returns the memory of large networks to the system, and requests it
-    again page by page. Call this function before the first call of JAX, and not where other processes need the memory:
-    the process keeps up to 1 GiB more than it needs.
+    again page by page. Call this function before the first call of JAX. Do not call it where other processes need the
+    memory, because this process then keeps up to 1 GiB more than it needs.
 
-    **Returns:** whether it had an effect. It has none without glibc, so on other systems than Linux.
+    **Returns:** whether it had an effect. It has none without glibc, and none on systems other than Linux.
 
     !!! Example
 

@@ -1,4 +1,4 @@
-"""The straight path from noise to action, and the draws of where along it the losses look."""
+"""The straight path from noise to action, and draws of the points at which the losses evaluate it."""
 
 import math
 from typing import Any
@@ -52,7 +52,7 @@ def draw_flow_matching(
 
     - `key`: a JAX random key.
     - `num_steps`: M, the largest number of jumps, a power of two. Static.
-    - `shape`: of both results; `()` for one draw. Static.
+    - `shape`: the shape of both results; `()` for one draw. Static.
 
     **Returns:** `t` and `h`, float32, each of `shape`.
 
@@ -81,17 +81,17 @@ def draw_self_consistency(
 ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
     r"""Draw (t, h) for self-consistency: h uniform on $\{1, \tfrac12, \dots, \tfrac2M\}$, t on $\{0, h, \dots, 1-h\}$.
 
-    These are the jumps that have a trained half. With `num_steps` of 1 there is none: this raises.
+    These are the jumps whose halves are trained. With `num_steps` of 1 there is none, so this function raises an error.
 
     **Arguments:**
 
     - `key`: a JAX random key.
     - `num_steps`: M, the largest number of jumps, a power of two of at least 2. Static.
-    - `shape`: of both results; `()` for one draw. Static.
+    - `shape`: the shape of both results; `()` for one draw. Static.
 
     **Returns:** `t` and `h`, float32, each of `shape`.
 
-    **Raises:** `ValueError` if `num_steps` is not a power of two, or 1.
+    **Raises:** `ValueError` if `num_steps` is 1 or not a power of two.
 
     !!! Example
 

@@ -26,9 +26,9 @@ def bon_select(
 ) -> tuple[Action, BestOfN]:
     r"""Take the best of `n` candidates: $a^{(i^*)}$, $i^* = \arg\max_i \operatorname{agg}_j Q_{\phi_j}(s, a^{(i)})$.
 
-    The actor turns each row of `noise` into one candidate; Q ranks them (parallel scaling). The choice is better than
-    one candidate where Q ranks the actor's samples correctly, and worse where the actor already exploits errors of Q.
-    A rollout may take more jumps than it was improved with (sequential extrapolation).
+    The actor turns each row of `noise` into one candidate, and Q ranks the candidates (parallel scaling). The choice is
+    better than one candidate where Q ranks the actor's samples correctly, and worse where the actor already exploits
+    errors of Q. A rollout may take more jumps than Q was maximised through (sequential extrapolation).
 
     **Arguments:**
 
@@ -39,9 +39,9 @@ def bon_select(
       share this leading axis, n at least 1.
     - `aggregate`: `"min"`, `"mean"`, or a function of the ensemble's vector. Static.
 
-    **Returns:** the chosen action, shape `(action,)`, and [`BestOfN`][shortcutrl.BestOfN]. The first of equals wins. A
-    candidate whose Q is NaN never beats one whose Q is a number. Gradients flow through the chosen action, not through
-    the choice.
+    **Returns:** the chosen action, shape `(action,)`, and [`BestOfN`][shortcutrl.BestOfN]. Ties go to the first
+    candidate. A candidate whose Q is NaN never beats one whose Q is a number. Gradients flow through the chosen action,
+    not through the choice.
 
     **Raises:** `ValueError` for no candidates; otherwise as [`q_loss`][shortcutrl.q_loss].
 
@@ -82,7 +82,7 @@ def bon_select(
 
 @typed
 def best_of_n(actor: Actor, critic: Critic, obs: Obs, noise: Noise, *, aggregate: Aggregate = "mean") -> Action:
-    r"""Act with the best of `n` candidates: the action of [`bon_select`][shortcutrl.bon_select] alone.
+    r"""Act with the best of `n` candidates: return only the action of [`bon_select`][shortcutrl.bon_select].
 
     `functools.partial(best_of_n, actor, critic)` is an [`Actor`][shortcutrl.Actor], whose noise has one row for each
     candidate.

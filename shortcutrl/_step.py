@@ -14,8 +14,8 @@ from shortcutrl._types import Action, ActionLike, Clip, Integer, Obs, ScalarLike
 def shortcut_step(velocity: Velocity, obs: Obs, x: ActionLike, t: ScalarLike, h: ScalarLike) -> Action:
     r"""Jump from time `t` to `t + h`: $x_{t+h} = x_t + h\, s_\theta(x_t, t, h \mid s)$.
 
-    Exact when `velocity` is the mean velocity over $[t, t + h]$ along the trajectory through `x`, for a jump of any
-    size; with the tangent (the velocity at `t` alone) it is an Euler step, whose error grows with $h^2$.
+    A jump of any size is exact if `velocity` is the mean velocity over $[t, t + h]$ along the trajectory through `x`.
+    If `velocity` is the tangent (the velocity at `t` alone), the jump is an Euler step, whose error grows with $h^2$.
 
     **Arguments:**
 
@@ -113,12 +113,12 @@ def rollout_k(
 
 @typed
 def consistency_gap(velocity: Velocity, obs: Obs, x: ActionLike, t: ScalarLike, h: ScalarLike) -> Action:
-    r"""How far one jump of `h` lands from two jumps of `h / 2`: the law of a shortcut model, zero where it holds.
+    r"""Measure how far one jump of `h` lands from two jumps of `h / 2`: zero for an exact shortcut model.
 
     $$x_t + h\, s_\theta(x_t, t, h) - \big(x' + \tfrac h2 s_\theta(x', t + \tfrac h2, \tfrac h2)\big),
     \qquad x' = x_t + \tfrac h2 s_\theta(x_t, t, \tfrac h2).$$
 
-    A measurement, for monitoring and tests: gradients flow through all three evaluations. To train, use
+    Use it for monitoring and tests. Gradients flow through all three evaluations. To train, use
     [`self_consistency_loss`][shortcutrl.self_consistency_loss], whose target is held fixed.
 
     **Arguments:** as in [`shortcut_step`][shortcutrl.shortcut_step].

@@ -13,7 +13,7 @@ Noise: TypeAlias = Any
 """All the randomness of an actor: any pytree of arrays, standard normal unless the actor says otherwise."""
 
 Encoder: TypeAlias = Callable[[Obs], Array] | None
-"""From one observation to a vector; `None` where observations are vectors."""
+"""A function from one observation to a vector; `None` if observations are vectors."""
 
 Action: TypeAlias = Float[Array, " action"]
 ActionLike: TypeAlias = Float[Array | np.ndarray, " action"]

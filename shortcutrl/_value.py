@@ -14,10 +14,10 @@ from shortcutrl._types import Actor, Aggregate, Critic, Noise, Obs, Scalar, Scal
 
 
 class TDInfo(NamedTuple):
-    """What [`td_loss`][shortcutrl.td_loss] and [`critic_loss`][shortcutrl.critic_loss] saw.
+    """The values that [`td_loss`][shortcutrl.td_loss] and [`critic_loss`][shortcutrl.critic_loss] report.
 
     - `q`: the ensemble's mean Q of the transition's action, a scalar.
-    - `target`: what it is regressed on, a scalar.
+    - `target`: the target that Q is regressed on, a scalar.
     - `error`: `q - target`, a scalar.
     """
 
@@ -72,8 +72,9 @@ def td_target(
 ) -> Scalar:
     r"""Compute $y = r + \gamma\, m\, \operatorname{agg}_i Q_{\bar\phi_i}(s', a')$, where the actor chooses $a'$.
 
-    One sample of the Bellman target of `actor`. It is biased where `target_critic` is. `aggregate="min"` is low on
-    purpose, against overestimation. **No gradient flows out of it**: neither into the actor nor into the target critic.
+    This is one sample of the Bellman target of `actor`. It is biased where `target_critic` is biased. `aggregate="min"`
+    is deliberately low, to counteract overestimation. **No gradient flows out of it**: neither into the actor nor into
+    the target critic.
 
     **Arguments:**
 
@@ -87,7 +88,7 @@ def td_target(
     **Returns:** the target, a scalar in the dtype of Q.
 
     **Raises:** `ValueError` for a `discount` outside [0, 1], a batched transition, or a function that returns another
-    shape; `TypeError` for a function that does not take its arguments or does not return a float array.
+    shape; `TypeError` for a function that cannot take these arguments or does not return a float array.
 
     !!! Example
 
@@ -167,7 +168,7 @@ def td_loss(
     - `transition`: one [`Transition`][shortcutrl.Transition].
     - `noise`: the actor's noise for the next action.
     - `discount`: $\gamma$, in [0, 1].
-    - `aggregate`: `"min"`, `"mean"`, or a function of the ensemble's vector; of the target only. Static.
+    - `aggregate`: `"min"`, `"mean"`, or a function of the ensemble's vector; used in the target only. Static.
 
     **Returns:** the mean over the ensemble, a scalar, and [`TDInfo`][shortcutrl.TDInfo].
 
@@ -195,8 +196,8 @@ def td_loss(
 def expectile_loss(value: Value, obs: Obs, q: ScalarLike, *, expectile: ScalarLike) -> Scalar:
     r"""Fit V to an expectile of Q: $|\tau - 1[q < v]|\,(q - v)^2$ with $v = V_\psi(s)$.
 
-    The minimiser is the `expectile` of q over the dataset's actions: 0.5 is their mean, values towards 1 approach the
-    best of them.
+    The minimiser is the `expectile` of q over the dataset's actions. 0.5 gives the mean of q, and values towards 1
+    approach the q of the best action.
 
     **Arguments:**
 

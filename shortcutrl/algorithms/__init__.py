@@ -1,4 +1,4 @@
-"""Algorithms: one file each, of fixed names, built from the functions. Copy one and change what you need."""
+"""Algorithms: one file each with fixed names, built from the library's functions. Copy one and change what you need."""
 
 from shortcutrl.algorithms import bc as bc
 from shortcutrl.algorithms import cac as cac
