@@ -1,4 +1,4 @@
-"""Networks that fit the functions: an optional convenience, because any callable of the right shape does."""
+"""Networks for the library's functions. They are optional: any callable of the right shape works."""
 
 from shortcutrl.nn._critic import EnsembleCritic as EnsembleCritic
 from shortcutrl.nn._gaussian import DeterministicPolicy as DeterministicPolicy

@@ -17,26 +17,26 @@ from shortcutrl.nn._mlp import MLP, Encodes, as_layer, as_vector
 class EnsembleCritic(Encodes):
     r"""An ensemble of critics $Q_{\phi_1}, \dots, Q_{\phi_n}$: independent MLPs on `[obs, action]`, unbatched.
 
-    A [`Critic`][shortcutrl.Critic]. GELU, LayerNorm, Glorot-uniform weights, zero biases. With `width=512, depth=4,
-    condition_on_k=True` it is the network of the published code, which also sees the number of jumps k that the policy
-    takes: bind it by `functools.partial(critic, k=4)`.
+    A [`Critic`][shortcutrl.Critic] with GELU, LayerNorm, Glorot-uniform weights and zero biases. With
+    `width=512, depth=4, condition_on_k=True` it is the network of the published code, which also sees the number of
+    jumps k that the policy takes. Bind k by `functools.partial(critic, k=4)`.
 
     **Arguments:**
 
     - `obs_size`: the length of one observation, or of what `encoder` returns.
     - `action_size`: the length of one action.
-    - `width`, `depth`: of the hidden layers.
+    - `width`, `depth`: the size and number of hidden layers.
     - `ensemble`: the number of members.
     - `layer_norm`: whether hidden layers end in LayerNorm.
-    - `condition_on_k`: whether it is called with `k`, which then is an input.
-    - `matmul_dtype`: of the matrix products between hidden layers, such as `jnp.bfloat16`, in the backward pass too;
-      parameters and everything else keep their dtype. `None` leaves the products as they are. Static.
+    - `condition_on_k`: whether the number of jumps is an input, passed as `k=`.
+    - `matmul_dtype`: the dtype of the matrix products between hidden layers, such as `jnp.bfloat16`, also in the
+      backward pass. Parameters and everything else keep their dtype. `None` leaves the products as they are. Static.
     - `encoder`: a function, such as an Equinox Module, from one observation to a vector of `obs_size` numbers, shared
       by the members. `None` for observations that are vectors.
     - `key`: a JAX random key for the initial weights.
 
-    **Raises:** `ValueError` for a size below 1 or a `matmul_dtype` of integers. When called, for a `k` that is missing,
-    below 1, or not an input of this critic, and for sizes other than the network's.
+    **Raises:** `ValueError` for a size below 1 or a `matmul_dtype` of integers. A call raises it for a `k` that is
+    missing, below 1, or not an input of this critic, and for sizes other than the network's.
 
     !!! Example
 

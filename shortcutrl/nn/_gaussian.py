@@ -17,9 +17,9 @@ FINAL_SCALE = 0.01
 class GaussianPolicy(Encodes):
     r"""A Gaussian policy of unit standard deviation, $\mu_\theta(s) + z$: an MLP on `obs`, unbatched.
 
-    An [`Actor`][shortcutrl.Actor], whose action is not clipped. Without noise it acts by its mean:
-    [`noiseless`][shortcutrl.noiseless]. GELU, zero biases, Glorot-uniform weights; those of the last layer are a tenth
-    of that. With `width=512, depth=4` it is the network of the published code.
+    An [`Actor`][shortcutrl.Actor], whose action is not clipped. With [`noiseless`][shortcutrl.noiseless], it acts by
+    its mean. It has GELU, zero biases and Glorot-uniform weights, a tenth as large in the last layer. With
+    `width=512, depth=4` it is the network of the published code.
 
     **Arguments:**
 

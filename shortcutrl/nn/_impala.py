@@ -56,23 +56,23 @@ class Stack(eqx.Module):
 class Impala(eqx.Module):
     r"""An encoder of images: three residual stacks of convolutions and a layer, unbatched.
 
-    Pixels are divided by 255. Each stack halves the height and the width. ReLU, then one layer with GELU. With the
-    default sizes it is `impala_small` of the published code; `blocks=2` is `impala`.
+    Pixels are divided by 255. Each stack halves the height and the width. A ReLU and one layer with GELU follow. With
+    the default sizes it is `impala_small` of the published code; `blocks=2` is `impala`.
 
-    An `encoder` for the networks of `nn`: `nn.ShortcutPolicy(512, 5, encoder=encoder, key=key)`.
+    Pass it as `encoder` to the networks of `nn`: `nn.ShortcutPolicy(512, 5, encoder=encoder, key=key)`.
 
     **Arguments:**
 
-    - `shape`: of one image, `(height, width, channels)`. Frame stacks and cameras add channels.
-    - `channels`: of each stack.
+    - `shape`: the shape of one image, `(height, width, channels)`. Frame stacks and cameras add channels.
+    - `channels`: the number of channels of each stack.
     - `blocks`: the number of residual blocks in each stack.
     - `width`: the length of the vector that it returns.
     - `key`: a JAX random key for the initial weights.
 
-    **Returns:** when called with one image, uint8 of this shape, a vector of shape `(width,)`.
+    **Returns:** when called with one uint8 image of this shape, a vector of shape `(width,)`.
 
-    **Raises:** `ValueError` for a size below 1. When called, `TypeError` or `ValueError` for anything but a uint8 image
-    of its shape.
+    **Raises:** `ValueError` for a size below 1. A call raises `TypeError` or `ValueError` for anything but a uint8
+    image of its shape.
 
     !!! Example
 

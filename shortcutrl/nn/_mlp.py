@@ -82,7 +82,7 @@ def _forward(mlp: MLP, *inputs: Array) -> Array:
 
 
 class Features(NamedTuple):
-    """An encoded observation: networks of `nn` take it in place of the observation that an encoder made it of.
+    """An encoded observation, which the networks of `nn` take in place of the observation itself.
 
     `network.encode(obs)` makes it. Pass it only to networks with that encoder.
 

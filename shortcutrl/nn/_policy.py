@@ -17,25 +17,25 @@ from shortcutrl.nn._mlp import MLP, Encodes, as_layer, as_vector
 class ShortcutPolicy(Encodes):
     r"""A shortcut policy $s_\theta(x, t, h \mid s)$: an MLP on `[obs, x, t, log2(1 / h)]`, unbatched.
 
-    A [`Velocity`][shortcutrl.Velocity]. GELU, Glorot-uniform weights, zero biases. With `width=512, depth=4` it is the
-    network of the published code. It does not tell steps below `smallest_step` apart, so `h = 0`, the instantaneous
-    velocity, is an ordinary finite input.
+    A [`Velocity`][shortcutrl.Velocity] with GELU, Glorot-uniform weights and zero biases. With `width=512, depth=4` it
+    is the network of the published code. It does not distinguish steps below `smallest_step`, so `h = 0`, the
+    instantaneous velocity, is an ordinary finite input.
 
     **Arguments:**
 
     - `obs_size`: the length of one observation, or of what `encoder` returns.
     - `action_size`: the length of one action.
-    - `width`, `depth`: of the hidden layers.
-    - `layer_norm`: whether hidden layers end in LayerNorm; not in the published policy.
-    - `smallest_step`: the smallest step that it can tell from 0, in (0, 1).
-    - `matmul_dtype`: of the matrix products between hidden layers, such as `jnp.bfloat16`, in the backward pass too;
-      parameters and everything else keep their dtype. `None` leaves the products as they are. Static.
+    - `width`, `depth`: the size and number of hidden layers.
+    - `layer_norm`: whether hidden layers end in LayerNorm; the published policy has none.
+    - `smallest_step`: the smallest step that it can distinguish from 0, in (0, 1).
+    - `matmul_dtype`: the dtype of the matrix products between hidden layers, such as `jnp.bfloat16`, also in the
+      backward pass. Parameters and everything else keep their dtype. `None` leaves the products as they are. Static.
     - `encoder`: a function, such as an Equinox Module, from one observation to a vector of `obs_size` numbers. Its
       parameters are trained with the network. `None` for observations that are vectors.
     - `key`: a JAX random key for the initial weights.
 
-    **Raises:** `ValueError` for a size below 1, `smallest_step` outside (0, 1), or a `matmul_dtype` of integers. When
-    called, for `t` or `h` outside [0, 1] where they are known, and for sizes other than the network's.
+    **Raises:** `ValueError` for a size below 1, `smallest_step` outside (0, 1), or a `matmul_dtype` of integers. A call
+    raises it for `t` or `h` outside [0, 1] where they are known, and for sizes other than the network's.
 
     !!! Example
 
@@ -93,8 +93,8 @@ def _level(h: Array, smallest_step: float) -> Array:
 class FlowPolicy(Encodes):
     r"""The velocity of a plain flow model $v_\theta(x, t \mid s)$: an MLP on `[obs, x, t]`, unbatched.
 
-    A [`Velocity`][shortcutrl.Velocity] that ignores the step `h`: train it by
-    [`flow_matching_loss`][shortcutrl.flow_matching_loss] with `h = 0`, and act by Euler steps,
+    A [`Velocity`][shortcutrl.Velocity] that ignores the step `h`. Train it by
+    [`flow_matching_loss`][shortcutrl.flow_matching_loss] with `h = 0`. Act by Euler steps, for example
     [`rollout_k`][shortcutrl.rollout_k] with `k=10`.
 
     **Arguments:**

@@ -55,22 +55,23 @@ class Block(eqx.Module):
 class ResidualDenoiser(Encodes):
     r"""A noise predictor $\epsilon_\theta(s, x, t)$: a residual network on `[x, obs, embedding of t]`, unbatched.
 
-    A [`Denoiser`][shortcutrl.Denoiser]. Three blocks of width 256, each of LayerNorm, a layer of 4 x 256, Mish and a
-    layer of 256; the time enters as 64 Fourier features of learned frequencies, then two layers of 128. This is the
-    network of IDQL, except for two choices. It has no dropout (published: 0.1), because a call has no randomness of its
-    own. Its time is in [0, 1], not the index of a step; the frequencies are as large as those of IDQL for five steps.
+    A [`Denoiser`][shortcutrl.Denoiser] with three blocks of width 256. Each consists of LayerNorm, a layer of 4 x 256,
+    Mish and a layer of 256. The time enters as 64 Fourier features of learned frequencies, then two layers of 128. This
+    is the network of IDQL, with two differences. It has no dropout (published: 0.1), because a call takes no random
+    key. Its time is in [0, 1] instead of the index of a step; the frequencies are as large as those of IDQL for five
+    steps.
 
     **Arguments:**
 
     - `obs_size`: the length of one observation, or of what `encoder` returns.
     - `action_size`: the length of one action.
-    - `width`: of the residual stream.
+    - `width`: the width of the residual stream.
     - `blocks`: the number of residual blocks.
     - `encoder`: as in [`ShortcutPolicy`][shortcutrl.nn.ShortcutPolicy].
     - `key`: a JAX random key for the initial weights.
 
-    **Raises:** `ValueError` for a size below 1. When called, for a `t` outside [0, 1] where it is known, and for sizes
-    other than the network's.
+    **Raises:** `ValueError` for a size below 1. A call raises it for a `t` outside [0, 1] where it is known, and for
+    sizes other than the network's.
 
     !!! Example
 

@@ -12,8 +12,8 @@ from shortcutrl.nn._mlp import MLP, Encodes, as_layer
 class Value(Encodes):
     r"""A state value $V_\psi(s)$: an MLP on `obs`, unbatched.
 
-    A [`Value`][shortcutrl.Value]. GELU, LayerNorm, Glorot-uniform weights, zero biases. With `width=512, depth=4` it is
-    the network of the published code.
+    A [`Value`][shortcutrl.Value] with GELU, LayerNorm, Glorot-uniform weights and zero biases. With
+    `width=512, depth=4` it is the network of the published code.
 
     **Arguments:**
 
