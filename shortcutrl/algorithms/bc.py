@@ -71,7 +71,7 @@ class Draws(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What one update saw, a scalar; a mean over the batch.
+    """What one update measured: a scalar, a mean over the batch.
 
     - `nll`: minus the log-likelihood of the dataset's actions, the loss.
     """
@@ -92,9 +92,10 @@ def networks(
 
     **Arguments:**
 
-    - `example`: a transition or a batch of them, of the sizes to come.
-    - `width`, `depth`: of the hidden layers.
-    - `encoder`: from one observation to a vector, trained with the network. `None` for vectors.
+    - `example`: a transition or a batch of transitions with the sizes of the dataset.
+    - `width`, `depth`: the size and number of hidden layers.
+    - `encoder`: a function from one observation to a vector, trained with the network. `None` if observations are
+      vectors.
     - `key`: a JAX random key.
 
     **Returns:** [`Networks`][shortcutrl.bc.Networks]. Any other callable pytree can take its place.
@@ -115,7 +116,7 @@ def networks(
 
 @typed
 def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: tuple[Any, ...] | list[Any]) -> State:
-    """Start training: a copy of the network, a fresh optimizer state.
+    """Start training: copy the network, and make a new optimizer state.
 
     **Arguments:**
 
@@ -176,7 +177,7 @@ def policy_loss(policy: Any, state: State, batch: Transition, draws: Draws, *, c
     - `draws`: from [`draw`][shortcutrl.bc.draw].
     - `config`: static.
 
-    **Returns:** the loss, and its likelihood term, which is all of it; scalars.
+    **Returns:** the loss and its likelihood term, which are equal; scalars.
 
     !!! Example
 
@@ -202,11 +203,11 @@ def update(
 ) -> tuple[State, Info]:
     """Make one gradient step of the policy on one batch.
 
-    Pure and not jitted: wrap it in `jax.jit`, scan it over steps, `vmap` it over agents.
+    This function is pure and not jitted: wrap it in `jax.jit`, scan it over steps, `vmap` it over agents.
 
     **Arguments:**
 
-    - `state`: from [`init`][shortcutrl.bc.init] or the update before.
+    - `state`: from [`init`][shortcutrl.bc.init] or the previous update.
     - `batch`: a [`Transition`][shortcutrl.Transition] with one leading axis.
     - `config`: static.
     - `optimizers`: those that the state was made with.
@@ -233,15 +234,15 @@ def update(
 
 @_contract.checked(Networks)
 def actor(state: State, *, config: Config, sample: bool = False) -> Actor:
-    """Act with the policy, clipped: by its mean, or by a sample.
+    """Act with the policy's mean, or with a sample, and clip the action.
 
     **Arguments:**
 
     - `state`: from [`update`][shortcutrl.bc.update].
-    - `config`: of the training.
+    - `config`: the `Config` of the training.
     - `sample`: whether to add the noise. The published evaluation uses the mean.
 
-    **Returns:** an [`Actor`][shortcutrl.Actor] of noise of shape `(action,)`, a pytree.
+    **Returns:** an [`Actor`][shortcutrl.Actor], a pytree, whose noise has shape `(action,)`.
 
     !!! Example
 

@@ -1,14 +1,14 @@
 """CAC: a consistency model imitates the dataset and maximises Q through its few steps.
 
 Source: consistency actor-critic ([arXiv 2309.16984](https://arxiv.org/abs/2309.16984)) and its code, with the settings
-of the FQL paper ([arXiv 2502.02538](https://arxiv.org/abs/2502.02538)). The code differs in these points:
+of the FQL paper ([arXiv 2502.02538](https://arxiv.org/abs/2502.02538)). CAC's code differs in these points:
 
 - The critic is 3 x 256 with Mish and no LayerNorm, and learning rates follow a cosine to zero.
 - The policy is an MLP of 3 x 256 with Mish. Its input is not scaled, and it sees an embedding of the noise level.
-- The schedule of the noise levels starts again at each evaluation; here it runs once.
-- The loss of Q takes one critic, drawn at random, and divides by the mean |Q| of the other; here both are the mean over
-  the ensemble. The critic's loss is the sum over the ensemble, here the mean.
-- The policy's average moves at every fifth update, after 1,000 updates; here at each update.
+- The schedule of the noise levels restarts at each evaluation; here it runs once.
+- The Q loss takes one critic, drawn at random, and divides by the mean |Q| of the other; here both use the ensemble's
+  mean. The critic's loss is the sum over the ensemble; here it is the mean.
+- The policy's average moves at every fifth update, after 1,000 updates; here it moves at each update.
 - To act, one of 50 samples is drawn with the probabilities softmax(Q); here the agent acts with one sample.
 """
 
@@ -57,7 +57,7 @@ FIRST_LEVELS, LAST_START = 2, 2.0
 """The number of noise levels at the first update, and the noise level that the last step of a sample starts from."""
 
 CONSISTENCY_WEIGHT = 100.0
-"""Of the consistency loss, divided by the distance of the two noise levels."""
+"""The weight of the consistency loss, divided by the distance of the two noise levels."""
 
 
 @typed
@@ -66,10 +66,10 @@ class Config:
     """The hyperparameters of CAC, validated when constructed; the defaults are the published ones. Plain data.
 
     - `eta`: the weight of Q against imitation, non-negative. Tune it for each environment (published: 0.003 to 1).
-    - `sample_steps`: in which the policy makes an action; Q is maximised through them.
-    - `num_levels`: the number of noise levels, at least 2, when `schedule_updates` updates are done. It grows from 2.
-    - `schedule_updates`: at least 1.
-    - `backup_candidates`: the actions in the TD target, of which each critic takes its best.
+    - `sample_steps`: the number of steps in which the policy makes an action. Q is maximised through them.
+    - `num_levels`: the number of noise levels after `schedule_updates` updates, at least 2. It grows from 2.
+    - `schedule_updates`: the number of updates in which the noise levels grow to `num_levels`, at least 1.
+    - `backup_candidates`: the number of actions in the TD target; each critic takes its best one.
     - `discount`: γ, in [0, 1].
     - `tau`: how far the averages move at each update, in (0, 1].
     - `clip`: the range of actions, (low, high), or `None`.
@@ -102,9 +102,9 @@ class State(NamedTuple):
     """All that an update changes.
 
     - `policy`, `critic`: the networks. The agent acts with the policy.
-    - `target_policy`, `target_critic`: the moving averages, for both targets: of TD and of consistency.
+    - `target_policy`, `target_critic`: the moving averages, for the targets of TD and of consistency.
     - `policy_opt_state`, `critic_opt_state`: the states of the optimizers.
-    - `updates`: how many there were, an integer.
+    - `updates`: the number of updates so far, an integer.
     """
 
     policy: Any
@@ -119,10 +119,10 @@ class State(NamedTuple):
 class Draws(NamedTuple):
     """All the randomness of one update; arrays with the batch as their leading axis.
 
-    - `td_noise`: of the actions in the TD target, shape `(batch, backup_candidates, sample_steps, action)`.
-    - `q_noise`: of the actions that maximise Q, shape `(batch, sample_steps, action)`.
-    - `noise`, `level`: of the consistency loss, shapes `(batch, action)` and `(batch,)`; `level` is uniform on [0, 1)
-      and chooses a pair of neighbouring noise levels.
+    - `td_noise`: the noise of the actions in the TD target, shape `(batch, backup_candidates, sample_steps, action)`.
+    - `q_noise`: the noise of the actions that maximise Q, shape `(batch, sample_steps, action)`.
+    - `noise`, `level`: the draws of the consistency loss, shapes `(batch, action)` and `(batch,)`; `level` is uniform
+      on [0, 1) and chooses a pair of neighbouring noise levels.
     """
 
     td_noise: Array
@@ -132,7 +132,7 @@ class Draws(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What one update saw, each a scalar; means over the batch.
+    """What one update measured: scalars, each a mean over the batch.
 
     - `td`: the critic's loss.
     - `q`: the ensemble's mean Q of the dataset's actions.
@@ -163,10 +163,11 @@ def networks(
 
     **Arguments:**
 
-    - `example`: a transition or a batch of them, of the sizes to come.
-    - `width`, `depth`: of the hidden layers of the critic.
-    - `policy_width`, `policy_depth`: of the hidden layers of the policy.
-    - `encoder`: from one observation to a vector; each network trains a copy. `None` for vectors.
+    - `example`: a transition or a batch of transitions with the sizes of the dataset.
+    - `width`, `depth`: the size and number of hidden layers of the critic.
+    - `policy_width`, `policy_depth`: the size and number of hidden layers of the policy.
+    - `encoder`: a function from one observation to a vector; each network trains a copy. `None` if observations are
+      vectors.
     - `key`: a JAX random key.
 
     **Returns:** [`Networks`][shortcutrl.cac.Networks]. Any other pair of callable pytrees can take their place.
@@ -189,7 +190,7 @@ def networks(
 
 @typed
 def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: tuple[Any, ...] | list[Any]) -> State:
-    """Start training: copies of the networks, their averages equal to them, fresh optimizer states.
+    """Start training: copy the networks, make their averages equal to them, and make new optimizer states.
 
     **Arguments:**
 
@@ -261,7 +262,7 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
     **Arguments:**
 
     - `critic`: the critic that learns. Gradients flow into it alone.
-    - `state`: its `target_policy` makes the next actions, its `target_critic` evaluates them.
+    - `state`: its `target_policy` makes the next actions, and its `target_critic` evaluates them.
     - `batch`: transitions with one leading axis.
     - `draws`: from [`draw`][shortcutrl.cac.draw].
     - `config`: static.
@@ -302,14 +303,15 @@ def policy_loss(
 ) -> tuple[Scalar, tuple[Scalar, Scalar, Scalar]]:
     r"""Compute $\frac{100}{\sigma_{n+1} - \sigma_n} L_\text{consistency} - \eta\, \bar Q / \overline{|Q|}$ of a batch.
 
-    The noise levels are the N of [`noise_level`][shortcutrl.noise_level] at equal distances of their position. N grows
-    with the number of updates $k$ as $\lceil \sqrt{\kappa (N_1^2 - 4) + 4} - 1 \rceil + 1$, where $N_1$ is
+    The N noise levels are those of [`noise_level`][shortcutrl.noise_level] at equally spaced positions. N grows with
+    the number of updates $k$ as $\lceil \sqrt{\kappa (N_1^2 - 4) + 4} - 1 \rceil + 1$, where $N_1$ is
     `config.num_levels` and $\kappa$ is $k$ divided by `config.schedule_updates`, at most 1.
 
     **Arguments:**
 
     - `policy`: the policy that learns. Gradients flow into it alone.
-    - `state`: its `target_policy` is the teacher of the consistency loss, its `critic` evaluates the policy's actions.
+    - `state`: its `target_policy` is the teacher of the consistency loss, and its `critic` evaluates the policy's
+      actions.
     - `batch`, `draws`, `config`: as in [`critic_loss`][shortcutrl.cac.critic_loss].
 
     **Returns:** the loss, its consistency and Q losses before weighting by `eta`, and N; scalars.
@@ -353,11 +355,11 @@ def update(
 ) -> tuple[State, Info]:
     """Make one gradient step on one batch: the critic by TD, the policy against the new critic, then both averages.
 
-    Pure and not jitted: wrap it in `jax.jit`, scan it over steps, `vmap` it over agents.
+    This function is pure and not jitted: wrap it in `jax.jit`, scan it over steps, `vmap` it over agents.
 
     **Arguments:**
 
-    - `state`: from [`init`][shortcutrl.cac.init] or the update before.
+    - `state`: from [`init`][shortcutrl.cac.init] or the previous update.
     - `batch`: a [`Transition`][shortcutrl.Transition] with one leading axis.
     - `config`: static.
     - `optimizers`: those that the state was made with.
@@ -395,9 +397,9 @@ def actor(state: State, *, config: Config) -> Actor:
     **Arguments:**
 
     - `state`: from [`update`][shortcutrl.cac.update].
-    - `config`: of the training.
+    - `config`: the `Config` of the training.
 
-    **Returns:** an [`Actor`][shortcutrl.Actor] of noise of shape `(sample_steps, action)`, a pytree.
+    **Returns:** an [`Actor`][shortcutrl.Actor], a pytree, whose noise has shape `(sample_steps, action)`.
 
     !!! Example
 
@@ -421,7 +423,7 @@ def noise_shape(action_size: Integer, *, config: Config) -> tuple[int, ...]:
     **Arguments:**
 
     - `action_size`: the length of an action.
-    - `config`: of the training.
+    - `config`: the `Config` of the training.
 
     **Returns:** `(sample_steps, action)`.
 

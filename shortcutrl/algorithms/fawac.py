@@ -46,10 +46,10 @@ class Config:
 
     - `alpha`: the factor of the advantage, non-negative: larger values follow Q more closely. Tune it for each
       environment (published: 0.3 to 3; the default is that of the mazes).
-    - `flow_steps`: the Euler steps of the flow.
+    - `flow_steps`: the number of Euler steps of the flow.
     - `discount`: γ, in [0, 1].
-    - `aggregate`: `"min"` or `"mean"` of the target critics, in the TD target and for V. The weight always uses the
-      mean.
+    - `aggregate`: whether the TD target and V take the `"min"` or the `"mean"` of the target critics. The weight always
+      uses the mean.
     - `tau`: how far the target critic moves at each update, in (0, 1].
     - `clip`: the range of actions, (low, high), or `None`.
 
@@ -93,8 +93,8 @@ class State(NamedTuple):
 class Draws(NamedTuple):
     """All the randomness of one update; arrays with the batch as their leading axis.
 
-    - `td_noise`: of the policy in the TD target, shape `(batch, action)`.
-    - `flow_noise`, `flow_t`: of flow matching, shapes `(batch, action)` and `(batch,)`.
+    - `td_noise`: the policy's noise in the TD target, shape `(batch, action)`.
+    - `flow_noise`, `flow_t`: the noise and the times of flow matching, shapes `(batch, action)` and `(batch,)`.
     """
 
     td_noise: Array
@@ -103,7 +103,7 @@ class Draws(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What one update saw, each a scalar; means over the batch.
+    """What one update measured: scalars, each a mean over the batch.
 
     - `td`: the critic's loss.
     - `q`: the ensemble's mean Q of the dataset's actions.
@@ -133,9 +133,10 @@ def networks(
 
     **Arguments:**
 
-    - `example`: a transition or a batch of them, of the sizes to come.
-    - `width`, `depth`: of the hidden layers.
-    - `encoder`: from one observation to a vector; each network trains a copy. `None` for vectors.
+    - `example`: a transition or a batch of transitions with the sizes of the dataset.
+    - `width`, `depth`: the size and number of hidden layers.
+    - `encoder`: a function from one observation to a vector; each network trains a copy. `None` if observations are
+      vectors.
     - `key`: a JAX random key.
 
     **Returns:** [`Networks`][shortcutrl.fawac.Networks]. Any other callable pytrees can take their place.
@@ -159,7 +160,7 @@ def networks(
 
 @typed
 def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: tuple[Any, ...] | list[Any]) -> State:
-    """Start training: copies of the networks, the critic's average equal to it, fresh optimizer states.
+    """Start training: copy the networks, make the critic's average equal to it, and make new optimizer states.
 
     **Arguments:**
 
@@ -218,7 +219,7 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
     **Arguments:**
 
     - `critic`: the critic that learns. Gradients flow into it alone.
-    - `state`: its `policy` chooses the next actions, its `target_critic` evaluates them.
+    - `state`: its `policy` chooses the next actions, and its `target_critic` evaluates them.
     - `batch`: transitions with one leading axis.
     - `draws`: from [`draw`][shortcutrl.fawac.draw].
     - `config`: static.
@@ -244,7 +245,7 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
 
 @_contract.checked(Networks, draw)
 def value_loss(value: Any, state: State, batch: Transition, draws: Draws, *, config: Config) -> tuple[Scalar, Scalar]:
-    r"""Fit V to Q of the dataset's actions by the mean square: $(Q_{\bar\phi}(s, a) - V(s))^2$.
+    r"""Fit V to Q of the dataset's actions by least squares: $(Q_{\bar\phi}(s, a) - V(s))^2$.
 
     **Arguments:**
 
@@ -278,7 +279,7 @@ def policy_loss(
 ) -> tuple[Scalar, tuple[Scalar, Scalar]]:
     r"""Imitate better actions more: $\min(e^{\alpha (Q(s, a) - V(s))}, 100)\, L_\text{flow matching}$ of a batch.
 
-    Q is the mean of the critic, not of its average.
+    Q is the mean of the latest critics, not of the target critics.
 
     **Arguments:**
 
@@ -286,7 +287,7 @@ def policy_loss(
     - `state`: its `critic` and `value` evaluate the dataset's actions.
     - `batch`, `draws`, `config`: as in [`critic_loss`][shortcutrl.fawac.critic_loss].
 
-    **Returns:** the loss, and the means of its factors: flow matching, and the weight; scalars.
+    **Returns:** the loss, and the means of its two factors: flow matching and the weight; scalars.
 
     !!! Example
 
@@ -315,11 +316,11 @@ def update(
 ) -> tuple[State, Info]:
     """Make one gradient step of all three networks on one batch, then move the target critic.
 
-    Pure and not jitted: wrap it in `jax.jit`, scan it over steps, `vmap` it over agents.
+    This function is pure and not jitted: wrap it in `jax.jit`, scan it over steps, `vmap` it over agents.
 
     **Arguments:**
 
-    - `state`: from [`init`][shortcutrl.fawac.init] or the update before.
+    - `state`: from [`init`][shortcutrl.fawac.init] or the previous update.
     - `batch`: a [`Transition`][shortcutrl.Transition] with one leading axis.
     - `config`: static.
     - `optimizers`: those that the state was made with.
@@ -350,14 +351,14 @@ def update(
 
 @_contract.checked(Networks)
 def actor(state: State, *, config: Config) -> Actor:
-    """Act with the flow: all Euler steps, clipped.
+    """Act with the flow: make all Euler steps and clip the action.
 
     **Arguments:**
 
     - `state`: from [`update`][shortcutrl.fawac.update].
-    - `config`: of the training.
+    - `config`: the `Config` of the training.
 
-    **Returns:** an [`Actor`][shortcutrl.Actor] of noise of shape `(action,)`, a pytree.
+    **Returns:** an [`Actor`][shortcutrl.Actor], a pytree, whose noise has shape `(action,)`.
 
     !!! Example
 

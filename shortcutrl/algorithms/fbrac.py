@@ -44,9 +44,10 @@ class Config:
 
     - `alpha`: the weight of flow matching against Q, non-negative. Tune it for each environment (published: 3 to 300;
       the default is that of cube and scene).
-    - `flow_steps`: the Euler steps of the flow, through which Q is maximised.
+    - `flow_steps`: the number of Euler steps of the flow, through which Q is maximised.
     - `discount`: γ, in [0, 1].
-    - `aggregate`: `"min"` or `"mean"` of the target critics in the TD target. The policy always maximises the mean.
+    - `aggregate`: whether the TD target takes the `"min"` or the `"mean"` of the target critics. The policy always
+      maximises the mean.
     - `tau`: how far the target critic moves at each update, in (0, 1].
     - `clip`: the range of actions, (low, high), or `None`.
 
@@ -88,8 +89,8 @@ class State(NamedTuple):
 class Draws(NamedTuple):
     """All the randomness of one update; arrays with the batch as their leading axis.
 
-    - `td_noise`, `noise`: of the policy in the TD target and in its own loss, shape `(batch, action)`.
-    - `flow_noise`, `flow_t`: of flow matching, shapes `(batch, action)` and `(batch,)`.
+    - `td_noise`, `noise`: the policy's noise in the TD target and in its own loss, shape `(batch, action)`.
+    - `flow_noise`, `flow_t`: the noise and the times of flow matching, shapes `(batch, action)` and `(batch,)`.
     """
 
     td_noise: Array
@@ -99,7 +100,7 @@ class Draws(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What one update saw, each a scalar; means over the batch.
+    """What one update measured: scalars, each a mean over the batch.
 
     - `td`: the critic's loss.
     - `q`: the ensemble's mean Q of the dataset's actions.
@@ -126,9 +127,10 @@ def networks(
 
     **Arguments:**
 
-    - `example`: a transition or a batch of them, of the sizes to come.
-    - `width`, `depth`: of the hidden layers.
-    - `encoder`: from one observation to a vector; each network trains a copy. `None` for vectors.
+    - `example`: a transition or a batch of transitions with the sizes of the dataset.
+    - `width`, `depth`: the size and number of hidden layers.
+    - `encoder`: a function from one observation to a vector; each network trains a copy. `None` if observations are
+      vectors.
     - `key`: a JAX random key.
 
     **Returns:** [`Networks`][shortcutrl.fbrac.Networks]. Any other callable pytrees can take their place.
@@ -152,7 +154,7 @@ def networks(
 
 @typed
 def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: tuple[Any, ...] | list[Any]) -> State:
-    """Start training: copies of the networks, the critic's average equal to it, fresh optimizer states.
+    """Start training: copy the networks, make the critic's average equal to it, and make new optimizer states.
 
     **Arguments:**
 
@@ -211,7 +213,7 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
     **Arguments:**
 
     - `critic`: the critic that learns. Gradients flow into it alone.
-    - `state`: its `policy` chooses the next actions, its `target_critic` evaluates them.
+    - `state`: its `policy` chooses the next actions, and its `target_critic` evaluates them.
     - `batch`: transitions with one leading axis.
     - `draws`: from [`draw`][shortcutrl.fbrac.draw].
     - `config`: static.
@@ -241,7 +243,7 @@ def policy_loss(
 ) -> tuple[Scalar, tuple[Scalar, Scalar]]:
     r"""Compute $\alpha L_\text{flow matching} - Q(s, a)$ of a batch, with $a$ from all Euler steps of the policy.
 
-    Published code of QAM divides Q by $\alpha$ instead, which is the same loss up to a factor.
+    The published code of QAM divides Q by $\alpha$ instead, which is the same loss up to a factor.
 
     **Arguments:**
 
@@ -280,11 +282,11 @@ def update(
 ) -> tuple[State, Info]:
     """Make one gradient step of both networks on one batch, then move the target critic.
 
-    Pure and not jitted: wrap it in `jax.jit`, scan it over steps, `vmap` it over agents.
+    This function is pure and not jitted: wrap it in `jax.jit`, scan it over steps, `vmap` it over agents.
 
     **Arguments:**
 
-    - `state`: from [`init`][shortcutrl.fbrac.init] or the update before.
+    - `state`: from [`init`][shortcutrl.fbrac.init] or the previous update.
     - `batch`: a [`Transition`][shortcutrl.Transition] with one leading axis.
     - `config`: static.
     - `optimizers`: those that the state was made with.
@@ -314,14 +316,14 @@ def update(
 
 @_contract.checked(Networks)
 def actor(state: State, *, config: Config) -> Actor:
-    """Act with the flow: all Euler steps, clipped.
+    """Act with the flow: make all Euler steps and clip the action.
 
     **Arguments:**
 
     - `state`: from [`update`][shortcutrl.fbrac.update].
-    - `config`: of the training.
+    - `config`: the `Config` of the training.
 
-    **Returns:** an [`Actor`][shortcutrl.Actor] of noise of shape `(action,)`, a pytree.
+    **Returns:** an [`Actor`][shortcutrl.Actor], a pytree, whose noise has shape `(action,)`.
 
     !!! Example
 

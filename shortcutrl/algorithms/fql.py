@@ -27,7 +27,7 @@ class Networks(NamedTuple):
     """One entry for each network: the networks of [`init`][shortcutrl.fql.init], or their optimizers.
 
     - `flow`: a [`Velocity`][shortcutrl.Velocity] that imitates the dataset.
-    - `student`: an [`Actor`][shortcutrl.Actor] of noise of shape `(action,)`.
+    - `student`: an [`Actor`][shortcutrl.Actor] whose noise has shape `(action,)`.
     - `critic`: a [`Critic`][shortcutrl.Critic].
     """
 
@@ -46,9 +46,10 @@ class Config:
     """The hyperparameters of FQL, validated when constructed; the defaults are the published ones. Plain data.
 
     - `alpha`: the weight of distillation against Q, non-negative. Tune it for each environment (published: 10 to 1000).
-    - `flow_steps`: the Euler steps of the flow that the student imitates.
+    - `flow_steps`: the number of Euler steps of the flow that the student imitates.
     - `discount`: γ, in [0, 1].
-    - `aggregate`: `"min"` or `"mean"` of the target critics in the TD target. The student always maximises the mean.
+    - `aggregate`: whether the TD target takes the `"min"` or the `"mean"` of the target critics. The student always
+      maximises the mean.
     - `normalize_q`: whether to divide the Q loss by the batch's mean |Q|.
     - `tau`: how far the target critic moves at each update, in (0, 1].
     - `clip`: the range of actions, (low, high), or `None`.
@@ -94,8 +95,8 @@ class State(NamedTuple):
 class Draws(NamedTuple):
     """All the randomness of one update; arrays with the batch as their leading axis.
 
-    - `td_noise`, `noise`: of the student in the TD target and in its own loss, shape `(batch, action)`.
-    - `flow_noise`, `flow_t`: of flow matching, shapes `(batch, action)` and `(batch,)`.
+    - `td_noise`, `noise`: the student's noise in the TD target and in its own loss, shape `(batch, action)`.
+    - `flow_noise`, `flow_t`: the noise and the times of flow matching, shapes `(batch, action)` and `(batch,)`.
     """
 
     td_noise: Array
@@ -105,7 +106,7 @@ class Draws(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What one update saw, each a scalar; means over the batch.
+    """What one update measured: scalars, each a mean over the batch.
 
     - `td`: the critic's loss.
     - `q`: the ensemble's mean Q of the dataset's actions.
@@ -133,9 +134,10 @@ def networks(
 
     **Arguments:**
 
-    - `example`: a transition or a batch of them, of the sizes to come.
-    - `width`, `depth`: of the hidden layers.
-    - `encoder`: from one observation to a vector; each network trains a copy. `None` for vectors.
+    - `example`: a transition or a batch of transitions with the sizes of the dataset.
+    - `width`, `depth`: the size and number of hidden layers.
+    - `encoder`: a function from one observation to a vector; each network trains a copy. `None` if observations are
+      vectors.
     - `key`: a JAX random key.
 
     **Returns:** [`Networks`][shortcutrl.fql.Networks]. Any other callable pytrees can take their place.
@@ -159,7 +161,7 @@ def networks(
 
 @typed
 def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: tuple[Any, ...] | list[Any]) -> State:
-    """Start training: copies of the networks, the critic's average equal to it, fresh optimizer states.
+    """Start training: copy the networks, make the critic's average equal to it, and make new optimizer states.
 
     **Arguments:**
 
@@ -218,7 +220,7 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
     **Arguments:**
 
     - `critic`: the critic that learns. Gradients flow into it alone.
-    - `state`: its `student` chooses the next actions, its `target_critic` evaluates them.
+    - `state`: its `student` chooses the next actions, and its `target_critic` evaluates them.
     - `batch`: transitions with one leading axis.
     - `draws`: from [`draw`][shortcutrl.fql.draw].
     - `config`: static.
@@ -250,7 +252,7 @@ def policy_loss(
 
     **Arguments:**
 
-    - `policy`: the pair (flow, student). The first term trains the flow alone, the others the student alone.
+    - `policy`: the pair (flow, student). The first term trains only the flow, the others only the student.
     - `state`: its `critic` evaluates the student's actions.
     - `batch`, `draws`, `config`: as in [`critic_loss`][shortcutrl.fql.critic_loss].
 
@@ -294,11 +296,11 @@ def update(
 ) -> tuple[State, Info]:
     """Make one gradient step of all three networks on one batch, then move the target critic.
 
-    Pure and not jitted: wrap it in `jax.jit`, scan it over steps, `vmap` it over agents.
+    This function is pure and not jitted: wrap it in `jax.jit`, scan it over steps, `vmap` it over agents.
 
     **Arguments:**
 
-    - `state`: from [`init`][shortcutrl.fql.init] or the update before.
+    - `state`: from [`init`][shortcutrl.fql.init] or the previous update.
     - `batch`: a [`Transition`][shortcutrl.Transition] with one leading axis.
     - `config`: static.
     - `optimizers`: those that the state was made with.
@@ -331,14 +333,14 @@ def update(
 
 @_contract.checked(Networks)
 def actor(state: State, *, config: Config) -> Actor:
-    """Act with the student: one pass, clipped.
+    """Act with the student: make one pass and clip the action.
 
     **Arguments:**
 
     - `state`: from [`update`][shortcutrl.fql.update].
-    - `config`: of the training.
+    - `config`: the `Config` of the training.
 
-    **Returns:** an [`Actor`][shortcutrl.Actor] of noise of shape `(action,)`, a pytree.
+    **Returns:** an [`Actor`][shortcutrl.Actor], a pytree, whose noise has shape `(action,)`.
 
     !!! Example
 

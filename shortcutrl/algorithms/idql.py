@@ -4,10 +4,11 @@ Source: implicit diffusion Q-learning ([arXiv 2304.10573](https://arxiv.org/abs/
 schedule, sampler and residual network. The rest is as in the comparison of the FQL paper
 ([arXiv 2502.02538](https://arxiv.org/abs/2502.02538)) and in [`iql`][shortcutrl.iql.update]. IDQL's code differs:
 
-- Critic and value: 2 x 256 with ReLU and no LayerNorm; the critic's loss is a mean over the ensemble, here the sum.
-- The policy: dropout of 0.1, weight decay of 1e-4, a learning rate that follows a cosine to zero, an average that moves
-  by 0.001, the best of 64.
-- Batches of 512. The FQL paper trains IDQL for 3M updates, and most methods for 1M.
+- Critic and value are 2 x 256 with ReLU and no LayerNorm. The critic's loss is the mean over the ensemble; here it is
+  the sum.
+- The policy has dropout of 0.1, weight decay of 1e-4, a learning rate that follows a cosine to zero, and an average
+  that moves by 0.001. It acts with the best of 64.
+- Batches have 512 transitions. The FQL paper trains IDQL for 3M updates, and most methods for 1M.
 """
 
 import dataclasses
@@ -52,13 +53,13 @@ SCHEDULE = partial(vp_schedule, beta_max=10.0)
 class Config:
     """The hyperparameters of IDQL, validated when constructed; the defaults are the published ones. Plain data.
 
-    - `expectile`: of Q that V fits, in [0, 1]. Values towards 1 approach the best action of the dataset (published: 0.9
-      for manipulation, 0.7 for locomotion).
-    - `num_candidates`: from which the agent chooses by Q.
-    - `denoising_steps`: T, the steps of the diffusion, in training and to act.
+    - `expectile`: the expectile of Q that V fits, in [0, 1]. Values towards 1 approach the best action of the dataset
+      (published: 0.9 for manipulation, 0.7 for locomotion).
+    - `num_candidates`: the number of candidates from which the agent chooses by Q.
+    - `denoising_steps`: T, the number of diffusion steps, in training and to act.
     - `discount`: γ, in [0, 1].
     - `tau`: how far the averages move at each update, in (0, 1].
-    - `clip`: the range of actions, (low, high), or `None`. Applied after each step of the diffusion.
+    - `clip`: the range of actions, (low, high), or `None`. The action is clipped after each diffusion step.
 
     !!! Example
 
@@ -84,7 +85,8 @@ class State(NamedTuple):
     """All that an update changes.
 
     - `policy`, `critic`, `value`: the networks.
-    - `target_policy`, `target_critic`: the moving averages. The agent acts with them, and V fits the critic's.
+    - `target_policy`, `target_critic`: the moving averages. The agent acts with them, and V fits the average of the
+      critic.
     - `policy_opt_state`, `critic_opt_state`, `value_opt_state`: the states of the optimizers.
     """
 
@@ -101,7 +103,8 @@ class State(NamedTuple):
 class Draws(NamedTuple):
     """All the randomness of one update; arrays with the batch as their leading axis.
 
-    - `noise`, `t`: of the diffusion, shapes `(batch, action)` and `(batch,)`; `t` is one of 1/T, 2/T, ..., 1.
+    - `noise`, `t`: the noise and the diffusion times, shapes `(batch, action)` and `(batch,)`; `t` is one of 1/T, 2/T,
+      ..., 1.
     """
 
     noise: Array
@@ -109,7 +112,7 @@ class Draws(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What one update saw, each a scalar; means over the batch.
+    """What one update measured: scalars, each a mean over the batch.
 
     - `td`: the critic's loss.
     - `q`: the ensemble's mean Q of the dataset's actions.
@@ -139,10 +142,11 @@ def networks(
 
     **Arguments:**
 
-    - `example`: a transition or a batch of them, of the sizes to come.
-    - `width`, `depth`: of the hidden layers of critic and value.
-    - `policy_width`, `blocks`: of the policy, as in [`ResidualDenoiser`][shortcutrl.nn.ResidualDenoiser].
-    - `encoder`: from one observation to a vector; each network trains a copy. `None` for vectors.
+    - `example`: a transition or a batch of transitions with the sizes of the dataset.
+    - `width`, `depth`: the size and number of hidden layers of critic and value.
+    - `policy_width`, `blocks`: the sizes of the policy, as in [`ResidualDenoiser`][shortcutrl.nn.ResidualDenoiser].
+    - `encoder`: a function from one observation to a vector; each network trains a copy. `None` if observations are
+      vectors.
     - `key`: a JAX random key.
 
     **Returns:** [`Networks`][shortcutrl.idql.Networks]. Any other callable pytrees can take their place.
@@ -167,7 +171,7 @@ def networks(
 
 @typed
 def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: tuple[Any, ...] | list[Any]) -> State:
-    """Start training: copies of the networks, the averages equal to them, fresh optimizer states.
+    """Start training: copy the networks, make their averages equal to them, and make new optimizer states.
 
     **Arguments:**
 
@@ -259,7 +263,7 @@ def value_loss(value: Any, state: State, batch: Transition, draws: Draws, *, con
 def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, config: Config) -> tuple[Scalar, Scalar]:
     r"""Fit Q to the value of the next observation: $\sum_i (Q_{\phi_i}(s, a) - (r + \gamma m V(s')))^2$.
 
-    The published loss is the **sum** over the ensemble and the mean over the batch, as that of
+    The published loss is the **sum** over the ensemble and the mean over the batch, as in
     [`iql`][shortcutrl.iql.critic_loss].
 
     **Arguments:**
@@ -297,7 +301,7 @@ def policy_loss(policy: Any, state: State, batch: Transition, draws: Draws, *, c
     - `state`: not used, because Q does not train this policy.
     - `batch`, `draws`, `config`: as in [`value_loss`][shortcutrl.idql.value_loss].
 
-    **Returns:** the loss, twice: as a loss and as what [`Info`][shortcutrl.idql.Info] reports; scalars.
+    **Returns:** the loss and its denoising term, which are equal; scalars.
 
     !!! Example
 
@@ -324,11 +328,11 @@ def update(
 ) -> tuple[State, Info]:
     """Make one gradient step of all three networks on one batch, then move both averages.
 
-    Pure and not jitted: wrap it in `jax.jit`, scan it over steps, `vmap` it over agents.
+    This function is pure and not jitted: wrap it in `jax.jit`, scan it over steps, `vmap` it over agents.
 
     **Arguments:**
 
-    - `state`: from [`init`][shortcutrl.idql.init] or the update before.
+    - `state`: from [`init`][shortcutrl.idql.init] or the previous update.
     - `batch`: a [`Transition`][shortcutrl.Transition] with one leading axis.
     - `config`: static.
     - `optimizers`: those that the state was made with.
@@ -365,7 +369,7 @@ def actor(state: State, *, config: Config, n: Integer | None = None) -> Actor:
     **Arguments:**
 
     - `state`: from [`update`][shortcutrl.idql.update].
-    - `config`: of the training.
+    - `config`: the `Config` of the training.
     - `n`: the number of candidates, by default `config.num_candidates`. With 1 the actor's noise has shape
       `(T, action)`, otherwise `(n, T, action)`, where T is `config.denoising_steps`.
 
@@ -399,7 +403,7 @@ def noise_shape(action_size: Integer, *, config: Config, n: Integer | None = Non
     **Arguments:**
 
     - `action_size`: the length of an action.
-    - `config`: of the training.
+    - `config`: the `Config` of the training.
     - `n`: the number of candidates, by default `config.num_candidates`.
 
     **Returns:** `(T, action)` for one candidate, otherwise `(n, T, action)`, where T is `config.denoising_steps`.

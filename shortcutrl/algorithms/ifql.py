@@ -44,9 +44,9 @@ OPTIMIZERS = Networks(*[optax.adam(3e-4)] * 3)
 class Config:
     """The hyperparameters of IFQL, validated when constructed; the defaults are the published ones. Plain data.
 
-    - `expectile`: of Q that V fits, in [0, 1]. Values towards 1 approach the best action of the dataset.
-    - `num_candidates`: from which the agent chooses by Q.
-    - `flow_steps`: the Euler steps of the flow.
+    - `expectile`: the expectile of Q that V fits, in [0, 1]. Values towards 1 approach the best action of the dataset.
+    - `num_candidates`: the number of candidates from which the agent chooses by Q.
+    - `flow_steps`: the number of Euler steps of the flow.
     - `discount`: γ, in [0, 1].
     - `tau`: how far the target critic moves at each update, in (0, 1].
     - `clip`: the range of actions, (low, high), or `None`.
@@ -91,7 +91,7 @@ class State(NamedTuple):
 class Draws(NamedTuple):
     """All the randomness of one update; arrays with the batch as their leading axis.
 
-    - `flow_noise`, `flow_t`: of flow matching, shapes `(batch, action)` and `(batch,)`.
+    - `flow_noise`, `flow_t`: the noise and the times of flow matching, shapes `(batch, action)` and `(batch,)`.
     """
 
     flow_noise: Array
@@ -99,7 +99,7 @@ class Draws(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What one update saw, each a scalar; means over the batch.
+    """What one update measured: scalars, each a mean over the batch.
 
     - `td`: the critic's loss.
     - `q`: the ensemble's mean Q of the dataset's actions.
@@ -127,9 +127,10 @@ def networks(
 
     **Arguments:**
 
-    - `example`: a transition or a batch of them, of the sizes to come.
-    - `width`, `depth`: of the hidden layers.
-    - `encoder`: from one observation to a vector; each network trains a copy. `None` for vectors.
+    - `example`: a transition or a batch of transitions with the sizes of the dataset.
+    - `width`, `depth`: the size and number of hidden layers.
+    - `encoder`: a function from one observation to a vector; each network trains a copy. `None` if observations are
+      vectors.
     - `key`: a JAX random key.
 
     **Returns:** [`Networks`][shortcutrl.ifql.Networks]. Any other callable pytrees can take their place.
@@ -153,7 +154,7 @@ def networks(
 
 @typed
 def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: tuple[Any, ...] | list[Any]) -> State:
-    """Start training: copies of the networks, the critic's average equal to it, fresh optimizer states.
+    """Start training: copy the networks, make the critic's average equal to it, and make new optimizer states.
 
     **Arguments:**
 
@@ -241,7 +242,7 @@ def value_loss(value: Any, state: State, batch: Transition, draws: Draws, *, con
 def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, config: Config) -> tuple[Scalar, Scalar]:
     r"""Fit Q to the value of the next observation: $\sum_i (Q_{\phi_i}(s, a) - (r + \gamma m V(s')))^2$.
 
-    The published loss is the **sum** over the ensemble and the mean over the batch, as that of
+    The published loss is the **sum** over the ensemble and the mean over the batch, as in
     [`iql`][shortcutrl.iql.critic_loss].
 
     **Arguments:**
@@ -278,7 +279,7 @@ def policy_loss(policy: Any, state: State, batch: Transition, draws: Draws, *, c
     - `state`: not used, because Q does not train this policy.
     - `batch`, `draws`, `config`: as in [`value_loss`][shortcutrl.ifql.value_loss].
 
-    **Returns:** the loss, and its flow matching term, which is all of it; scalars.
+    **Returns:** the loss and its flow matching term, which are equal; scalars.
 
     !!! Example
 
@@ -304,11 +305,11 @@ def update(
 ) -> tuple[State, Info]:
     """Make one gradient step of all three networks on one batch, then move the target critic.
 
-    Pure and not jitted: wrap it in `jax.jit`, scan it over steps, `vmap` it over agents.
+    This function is pure and not jitted: wrap it in `jax.jit`, scan it over steps, `vmap` it over agents.
 
     **Arguments:**
 
-    - `state`: from [`init`][shortcutrl.ifql.init] or the update before.
+    - `state`: from [`init`][shortcutrl.ifql.init] or the previous update.
     - `batch`: a [`Transition`][shortcutrl.Transition] with one leading axis.
     - `config`: static.
     - `optimizers`: those that the state was made with.
@@ -344,7 +345,7 @@ def actor(state: State, *, config: Config, n: Integer | None = None) -> Actor:
     **Arguments:**
 
     - `state`: from [`update`][shortcutrl.ifql.update].
-    - `config`: of the training.
+    - `config`: the `Config` of the training.
     - `n`: the number of candidates, by default `config.num_candidates`. With 1 the actor's noise has shape `(action,)`,
       otherwise `(n, action)`.
 
@@ -377,7 +378,7 @@ def noise_shape(action_size: Integer, *, config: Config, n: Integer | None = Non
     **Arguments:**
 
     - `action_size`: the length of an action.
-    - `config`: of the training.
+    - `config`: the `Config` of the training.
     - `n`: the number of candidates, by default `config.num_candidates`.
 
     **Returns:** `(action,)` for one candidate, otherwise `(n, action)`.

@@ -46,10 +46,10 @@ class Config:
     """The hyperparameters of IQL, validated when constructed; the defaults are the published ones. Plain data.
 
     - `policy`: `"awr"` weights imitation by the advantage. `"ddpgbc"` maximises Q and imitates.
-    - `alpha`: of `"awr"`, the factor of the advantage: larger values follow Q more closely. Of `"ddpgbc"`, the weight
-      of imitation: larger values follow the dataset more closely. Non-negative; tune it for each environment
+    - `alpha`: for `"awr"`, the factor of the advantage: larger values follow Q more closely. For `"ddpgbc"`, the weight
+      of imitation: larger values follow the dataset more closely. It is non-negative. Tune it for each environment
       (published: 0.3 to 10 for `"awr"`).
-    - `expectile`: of Q that V fits, in [0, 1]. Values towards 1 approach the best action of the dataset.
+    - `expectile`: the expectile of Q that V fits, in [0, 1]. Values towards 1 approach the best action of the dataset.
     - `discount`: γ, in [0, 1].
     - `tau`: how far the target critic moves at each update, in (0, 1].
     - `clip`: the range of actions, (low, high), or `None`.
@@ -96,7 +96,7 @@ class Draws(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What one update saw, each a scalar; means over the batch.
+    """What one update measured: scalars, each a mean over the batch.
 
     - `td`: the critic's loss.
     - `q`: the ensemble's mean Q of the dataset's actions.
@@ -126,9 +126,10 @@ def networks(
 
     **Arguments:**
 
-    - `example`: a transition or a batch of them, of the sizes to come.
-    - `width`, `depth`: of the hidden layers. Published: 4 of 512, or of 256 for manipulation.
-    - `encoder`: from one observation to a vector; each network trains a copy. `None` for vectors.
+    - `example`: a transition or a batch of transitions with the sizes of the dataset.
+    - `width`, `depth`: the size and number of hidden layers. Published: 4 of 512, or of 256 for manipulation.
+    - `encoder`: a function from one observation to a vector; each network trains a copy. `None` if observations are
+      vectors.
     - `key`: a JAX random key.
 
     **Returns:** [`Networks`][shortcutrl.iql.Networks]. Any other callable pytrees can take their place.
@@ -155,7 +156,7 @@ def networks(
 
 @typed
 def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: tuple[Any, ...] | list[Any]) -> State:
-    """Start training: copies of the networks, the critic's average equal to it, fresh optimizer states.
+    """Start training: copy the networks, make the critic's average equal to it, and make new optimizer states.
 
     **Arguments:**
 
@@ -241,8 +242,8 @@ def value_loss(value: Any, state: State, batch: Transition, draws: Draws, *, con
 def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, config: Config) -> tuple[Scalar, Scalar]:
     r"""Fit Q to the value of the next observation: $\sum_i (Q_{\phi_i}(s, a) - (r + \gamma m V(s')))^2$.
 
-    The published loss is the **sum** over the ensemble and the mean over the batch. That of the other algorithms is the
-    mean over both, so this gradient is twice as large for two critics.
+    The published loss is the **sum** over the ensemble and the mean over the batch. [`td_loss`][shortcutrl.td_loss] is
+    the mean over the ensemble, so this gradient is twice as large for two critics.
 
     **Arguments:**
 
@@ -273,9 +274,10 @@ def policy_loss(policy: Any, state: State, batch: Transition, draws: Draws, *, c
     r"""Extract the policy: advantage-weighted regression, or Q plus imitation ("DDPG+BC").
 
     - `"awr"`: $-\min(e^{\alpha (Q(s, a) - V(s))}, 100) \log \pi(a \mid s)$.
-    - `"ddpgbc"`: $-Q(s, \mu(s)) / \overline{|Q|} - \alpha \log \pi(a \mid s)$, the mean action clipped in Q.
+    - `"ddpgbc"`: $-Q(s, \mu(s)) / \overline{|Q|} - \alpha \log \pi(a \mid s)$, where Q evaluates the clipped mean
+      action.
 
-    Q is the minimum of the critic, not of its average.
+    Q is the minimum of the latest critics, not of the target critics.
 
     **Arguments:**
 
@@ -318,11 +320,11 @@ def update(
 ) -> tuple[State, Info]:
     """Make one gradient step of all three networks on one batch, then move the target critic.
 
-    Pure and not jitted: wrap it in `jax.jit`, scan it over steps, `vmap` it over agents.
+    This function is pure and not jitted: wrap it in `jax.jit`, scan it over steps, `vmap` it over agents.
 
     **Arguments:**
 
-    - `state`: from [`init`][shortcutrl.iql.init] or the update before.
+    - `state`: from [`init`][shortcutrl.iql.init] or the previous update.
     - `batch`: a [`Transition`][shortcutrl.Transition] with one leading axis.
     - `config`: static.
     - `optimizers`: those that the state was made with.
@@ -353,15 +355,15 @@ def update(
 
 @_contract.checked(Networks)
 def actor(state: State, *, config: Config, sample: bool = False) -> Actor:
-    """Act with the policy, clipped: by its mean, or by a sample.
+    """Act with the policy's mean, or with a sample, and clip the action.
 
     **Arguments:**
 
     - `state`: from [`update`][shortcutrl.iql.update].
-    - `config`: of the training.
+    - `config`: the `Config` of the training.
     - `sample`: whether to add the noise. The published evaluation uses the mean.
 
-    **Returns:** an [`Actor`][shortcutrl.Actor] of noise of shape `(action,)`, a pytree.
+    **Returns:** an [`Actor`][shortcutrl.Actor], a pytree, whose noise has shape `(action,)`.
 
     !!! Example
 

@@ -44,8 +44,8 @@ OPTIMIZERS = Networks(*[optax.adam(3e-4)] * 2)
 class Config:
     """The hyperparameters of ReBRAC, validated when constructed. Plain data.
 
-    The defaults are the published ones. The penalties have no published default, only a value for each environment;
-    these are those of humanoidmaze.
+    The defaults are the published ones. The penalties have no published default, only a value for each environment.
+    Their defaults here are the values for humanoidmaze.
 
     - `policy_penalty`: the weight of imitation in the policy's loss, α₁, non-negative (published: 0.003 to 1).
     - `critic_penalty`: the weight of the distance to the dataset's next action in the TD target, α₂, non-negative
@@ -101,14 +101,14 @@ class State(NamedTuple):
 class Draws(NamedTuple):
     """All the randomness of one update; an array with the batch as its leading axis.
 
-    - `target_noise`: standard normal, on the next action of the TD target, shape `(batch, action)`.
+    - `target_noise`: standard normal, added to the next action of the TD target, shape `(batch, action)`.
     """
 
     target_noise: Array
 
 
 class Info(NamedTuple):
-    """What one update saw, each a scalar; means over the batch.
+    """What one update measured: scalars, each a mean over the batch.
 
     - `td`: the critic's loss.
     - `q`: the ensemble's mean Q of the dataset's actions.
@@ -137,9 +137,10 @@ def networks(
 
     **Arguments:**
 
-    - `example`: a transition or a batch of them, of the sizes to come.
-    - `width`, `depth`: of the hidden layers.
-    - `encoder`: from one observation to a vector; each network trains a copy. `None` for vectors.
+    - `example`: a transition or a batch of transitions with the sizes of the dataset.
+    - `width`, `depth`: the size and number of hidden layers.
+    - `encoder`: a function from one observation to a vector; each network trains a copy. `None` if observations are
+      vectors.
     - `key`: a JAX random key.
 
     **Returns:** [`Networks`][shortcutrl.rebrac.Networks]. Any other callable pytrees can take their place.
@@ -163,7 +164,7 @@ def networks(
 
 @typed
 def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: tuple[Any, ...] | list[Any]) -> State:
-    """Start training: copies of the networks, their averages equal to them, fresh optimizer states.
+    """Start training: copy the networks, make their averages equal to them, and make new optimizer states.
 
     **Arguments:**
 
@@ -216,14 +217,14 @@ def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
 def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, config: Config) -> tuple[Scalar, Scalar]:
     r"""Compute the TD loss of a batch: $y = r + \gamma m (\min_i Q(s', a') - \alpha_2 \lVert a' - a'_D \rVert^2)$.
 
-    Here $a'$ is the target policy's action plus clipped noise, itself clipped to the range of actions. $a'_D$ is the
+    Here $a'$ is the target policy's action plus clipped noise, and is clipped to the range of actions. $a'_D$ is the
     dataset's own next action.
 
     **Arguments:**
 
     - `critic`: the critic that learns. Gradients flow into it alone.
-    - `state`: its `target_policy` chooses the next actions, its `target_critic` evaluates them.
-    - `batch`: transitions with one leading axis, with `next_action`.
+    - `state`: its `target_policy` chooses the next actions, and its `target_critic` evaluates them.
+    - `batch`: transitions with one leading axis and with `next_action`.
     - `draws`: from [`draw`][shortcutrl.rebrac.draw].
     - `config`: static.
 
@@ -308,18 +309,19 @@ def policy_loss(
 def update(
     state: State, batch: Transition, *, config: Config, optimizers: tuple[Any, ...] | list[Any], key: PRNGKeyArray
 ) -> tuple[State, Info]:
-    """Make one gradient step of the critic; in every second update also one of the policy, then move both targets.
+    """Make one step of the critic; every `policy_period`-th update also steps the policy and moves both targets.
 
-    Pure and not jitted: wrap it in `jax.jit`, scan it over steps, `vmap` it over agents. The policy's step is under
-    `lax.cond`, which `vmap` over agents turns into a selection: each update then computes it.
+    This function is pure and not jitted: wrap it in `jax.jit`, scan it over steps, `vmap` it over agents. The policy's
+    step is inside `lax.cond`. `vmap` over agents turns this into a selection, so each update then computes the step.
 
-    In the published code, Adam still moves the policy by its momentum in the updates between. Here it does not move.
+    In the published code, Adam's momentum also moves the policy in the updates between. Here the policy does not move
+    then.
 
     **Arguments:**
 
-    - `state`: from [`init`][shortcutrl.rebrac.init] or the update before.
-    - `batch`: a [`Transition`][shortcutrl.Transition] with one leading axis, with `next_action`, as `data.sample`
-      gives it.
+    - `state`: from [`init`][shortcutrl.rebrac.init] or the previous update.
+    - `batch`: a [`Transition`][shortcutrl.Transition] with one leading axis and with `next_action`, which `data.sample`
+      returns.
     - `config`: static.
     - `optimizers`: those that the state was made with.
     - `key`: a JAX random key, a new one for each update.
@@ -361,14 +363,14 @@ def update(
 
 @_contract.checked(Networks)
 def actor(state: State, *, config: Config) -> Actor:
-    """Act with the policy: one pass, clipped.
+    """Act with the policy: make one pass and clip the action.
 
     **Arguments:**
 
     - `state`: from [`update`][shortcutrl.rebrac.update].
-    - `config`: of the training.
+    - `config`: the `Config` of the training.
 
-    **Returns:** an [`Actor`][shortcutrl.Actor] of noise of shape `(action,)`, which it ignores; a pytree.
+    **Returns:** an [`Actor`][shortcutrl.Actor], a pytree. It ignores its noise, which has shape `(action,)`.
 
     !!! Example
 

@@ -47,13 +47,14 @@ class Config:
     dataclasses.asdict(config))))` is equal to `config`.
 
     - `num_steps`: M, the largest number of jumps that the policy learns, a power of two. Flow matching trains jumps of
-      1/M.
+      size 1/M.
     - `max_jumps`: M_BTT, the largest number of jumps that Q is maximised through, a power of two of at most
       `num_steps`. Each update draws k from 1, 2, 4, ..., `max_jumps`: once for the TD target, once for the policy.
     - `discount`: γ, in [0, 1].
-    - `aggregate`: `"min"` or `"mean"` of the target critics in the TD target. The policy always maximises the mean.
-    - `flow_matching_weight`, `self_consistency_weight`, `q_weight`: of the terms of the policy's loss, non-negative.
-      Tune `q_weight` for each environment (published: 10 to 500); 0 is behaviour cloning.
+    - `aggregate`: whether the TD target takes the `"min"` or the `"mean"` of the target critics. The policy always
+      maximises the mean.
+    - `flow_matching_weight`, `self_consistency_weight`, `q_weight`: the weights of the terms of the policy's loss,
+      non-negative. Tune `q_weight` for each environment (published: 10 to 500); 0 is behaviour cloning.
     - `normalize_q`: whether to divide the Q loss by the batch's mean |Q|, which makes `q_weight` independent of the
       scale of rewards.
     - `condition_critic_on_k`: whether the critic sees the number of jumps, as `critic(obs, action, k=k)`.
@@ -108,12 +109,14 @@ class State(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """All the randomness of one update; arrays with the batch as their leading axis, but for the numbers of jumps.
+    """All the randomness of one update; arrays with the batch as their leading axis, except the numbers of jumps.
 
     - `td_k`, `q_k`: the numbers of jumps of the TD target and of the policy's improvement, integers.
-    - `td_noise`, `q_noise`: of the actions in the TD target and in the policy's improvement, shape `(batch, action)`.
-    - `flow_noise`, `flow_t`: of flow matching, shapes `(batch, action)` and `(batch,)`.
-    - `consistency_noise`, `consistency_times`: of self-consistency; the latter (t, h), both of shape `(batch,)`.
+    - `td_noise`, `q_noise`: the noise of the actions in the TD target and in the policy's improvement, shape
+      `(batch, action)`.
+    - `flow_noise`, `flow_t`: the noise and the times of flow matching, shapes `(batch, action)` and `(batch,)`.
+    - `consistency_noise`, `consistency_times`: the noise and the times of self-consistency. The times are (t, h), both
+      of shape `(batch,)`.
     """
 
     td_k: int | Int[Array, ""]
@@ -127,7 +130,7 @@ class Draws(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What one update saw, each a scalar; losses and values are means over the batch.
+    """What one update measured: scalars, each a mean over the batch.
 
     - `td`: the critic's loss.
     - `q`: the ensemble's mean Q of the dataset's actions.
@@ -156,15 +159,16 @@ def networks(
 
     **Arguments:**
 
-    - `example`: a transition or a batch of them, of the sizes to come.
-    - `width`, `depth`: of the hidden layers.
-    - `encoder`: from one observation to a vector; policy and critic each train a copy. `None` for vectors.
+    - `example`: a transition or a batch of transitions with the sizes of the dataset.
+    - `width`, `depth`: the size and number of hidden layers.
+    - `encoder`: a function from one observation to a vector; policy and critic each train a copy. `None` if
+      observations are vectors.
     - `condition_critic_on_k`: as in [`Config`][shortcutrl.sorl.Config].
     - `key`: a JAX random key.
 
     **Returns:** [`Networks`][shortcutrl.sorl.Networks]. Any other pair of callable pytrees can take its place.
 
-    **Raises:** `ValueError` for a size below 1, or for observations that are not vectors without an `encoder`.
+    **Raises:** `ValueError` for a size below 1, or if observations are not vectors and there is no `encoder`.
 
     !!! Example
 
@@ -185,7 +189,7 @@ def networks(
 
 @typed
 def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: tuple[Any, ...] | list[Any]) -> State:
-    """Start training: copies of the networks, their averages equal to them, fresh optimizer states.
+    """Start training: copy the networks, make their averages equal to them, and make new optimizer states.
 
     **Arguments:**
 
@@ -223,7 +227,7 @@ def draw(key: PRNGKeyArray, batch: Transition, *, config: Config, jumps_key: PRN
     - `key`: a JAX random key.
     - `batch`: transitions with one leading axis.
     - `config`: static.
-    - `jumps_key`: of the numbers of jumps, by default made from `key`.
+    - `jumps_key`: the key for the numbers of jumps, by default made from `key`.
 
     **Returns:** [`Draws`][shortcutrl.sorl.Draws].
 
@@ -250,12 +254,12 @@ def draw(key: PRNGKeyArray, batch: Transition, *, config: Config, jumps_key: PRN
 
 @_contract.checked(Networks, draw)
 def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, config: Config) -> tuple[Scalar, Scalar]:
-    r"""Compute the TD loss of a batch: the mean of [`td_loss`][shortcutrl.td_loss], next actions by `td_k` jumps.
+    r"""Compute the TD loss of a batch: the mean of [`td_loss`][shortcutrl.td_loss] with actions of `td_k` jumps.
 
     **Arguments:**
 
     - `critic`: the critic that learns. Gradients flow into it alone.
-    - `state`: its `policy` chooses the next actions, its `target_critic` evaluates them.
+    - `state`: its `policy` chooses the next actions, and its `target_critic` evaluates them.
     - `batch`: transitions with one leading axis.
     - `draws`: from [`draw`][shortcutrl.sorl.draw].
     - `config`: static.
@@ -298,7 +302,7 @@ def policy_loss(
     **Arguments:**
 
     - `policy`: the policy that learns. Gradients flow into it alone.
-    - `state`: its `target_policy` is the teacher of self-consistency, its `critic` evaluates the policy's actions.
+    - `state`: its `target_policy` is the teacher of self-consistency, and its `critic` evaluates the policy's actions.
     - `batch`, `draws`, `config`: as in [`critic_loss`][shortcutrl.sorl.critic_loss].
 
     **Returns:** the loss, and its terms before weighting: Q, flow matching, self-consistency; scalars.
@@ -350,22 +354,22 @@ def update(
 ) -> tuple[State, Info]:
     r"""Make one gradient step on one batch: the critic by TD, the policy against the new critic, then both averages.
 
-    Pure and not jitted: wrap it in `jax.jit`, scan it over steps, `vmap` it over agents.
+    This function is pure and not jitted: wrap it in `jax.jit`, scan it over steps, `vmap` it over agents.
 
     **Arguments:**
 
-    - `state`: from [`init`][shortcutrl.sorl.init] or the update before.
+    - `state`: from [`init`][shortcutrl.sorl.init] or the previous update.
     - `batch`: a [`Transition`][shortcutrl.Transition] with one leading axis.
     - `config`: static.
     - `optimizers`: those that the state was made with.
     - `key`: a JAX random key, a new one for each update.
-    - `jumps_key`: of the numbers of jumps, by default made from `key`. Under `jax.vmap` over agents, pass one shared
-      key; otherwise `lax.switch` evaluates every branch for each agent.
+    - `jumps_key`: the key for the numbers of jumps, by default made from `key`. Under `jax.vmap` over agents, pass one
+      shared key; otherwise `lax.switch` evaluates every branch for each agent.
 
     **Returns:** the new state and [`Info`][shortcutrl.sorl.Info].
 
-    **Raises:** `ValueError` for a `batch` that is empty or whose arrays have different lengths, and for a state of
-    other optimizers; otherwise as the functions that it is made of.
+    **Raises:** `ValueError` for a `batch` that is empty or whose arrays have different lengths, and for a state that
+    belongs to other optimizers; otherwise as the functions that it calls.
 
     !!! Example
 
@@ -391,12 +395,12 @@ def update(
 
 @_contract.checked(Networks)
 def actor(state: State, *, config: Config, k: Integer | None = None, n: Integer = 1) -> Actor:
-    """Act with the averaged networks: `k` jumps, and the best of `n` candidates by the averaged critic.
+    """Act with the target networks: make `k` jumps, and take the best of `n` candidates by the target critic.
 
     **Arguments:**
 
     - `state`: from [`update`][shortcutrl.sorl.update].
-    - `config`: of the training.
+    - `config`: the `Config` of the training.
     - `k`: the number of jumps, by default `config.num_steps`.
     - `n`: the number of candidates. With 1 the actor's noise has shape `(action,)`, otherwise `(n, action)`.
 
@@ -431,8 +435,8 @@ def noise_shape(action_size: Integer, *, config: Config, k: Integer | None = Non
     **Arguments:**
 
     - `action_size`: the length of an action.
-    - `config`: of the training.
-    - `k`: the number of jumps, which does not matter here.
+    - `config`: the `Config` of the training.
+    - `k`: the number of jumps, which does not change the shape.
     - `n`: the number of candidates.
 
     **Returns:** `(action,)` for one candidate, otherwise `(n, action)`.

@@ -4,11 +4,12 @@ Source: score-regularised policy optimisation ([arXiv 2310.07297](https://arxiv.
 noise schedule, weight and times. The rest is as in the comparison of the FQL paper
 ([arXiv 2502.02538](https://arxiv.org/abs/2502.02538)) and in [`iql`][shortcutrl.iql.update]. SRPO's code differs:
 
-- It trains diffusion model and values first, then the policy; here all learn in each update.
-- All MLPs have two layers (the policy four in mazes) of 256, ReLU and no LayerNorm; the critic's loss is a mean over
-  the ensemble, here the sum.
-- The diffusion model: dropout of 0.1, weight decay of 0.01, batches of 2048, fixed frequencies of the time with a
-  standard deviation of 30, here 1 and learned. The policy: a learning rate that follows a cosine to zero.
+- It trains the diffusion model and the values first, then the policy; here all networks learn in each update.
+- All MLPs have two layers (the policy four in mazes) of 256, ReLU and no LayerNorm; the critic's loss is the mean over
+  the ensemble; here it is the sum.
+- The diffusion model has dropout of 0.1, weight decay of 0.01, batches of 2048, and fixed frequencies of the time with
+  a standard deviation of 30; here they are learned, with an initial standard deviation of 1. The policy has a learning
+  rate that follows a cosine to zero.
 """
 
 import dataclasses
@@ -55,12 +56,12 @@ class Config:
     """The hyperparameters of SRPO, validated when constructed; the defaults are the published ones. Plain data.
 
     - `beta`: the weight of Q against the regulariser, non-negative: 0 is imitation of one action. Tune it for each
-      environment (published: 0.03 to 0.3). In SRPO's paper the regulariser has the weight 1/β, in its code Q has the
-      weight β, as here; the optimum is the same.
+      environment (published: 0.03 to 0.3). In SRPO's paper, the regulariser has the weight 1/β. In its code and here, Q
+      has the weight β. The optimum is the same.
     - `normalize_q`: whether to divide the gradient of Q with respect to the action by its root mean square, as SRPO's
       code does in mazes.
-    - `expectile`: of Q that V fits, in [0, 1]. Values towards 1 approach the best action of the dataset (published: 0.9
-      for manipulation, 0.7 for locomotion).
+    - `expectile`: the expectile of Q that V fits, in [0, 1]. Values towards 1 approach the best action of the dataset
+      (published: 0.9 for manipulation, 0.7 for locomotion).
     - `discount`: γ, in [0, 1].
     - `tau`: how far the target critic moves at each update, in (0, 1].
     - `clip`: the range of actions, (low, high), or `None`.
@@ -107,9 +108,9 @@ class State(NamedTuple):
 class Draws(NamedTuple):
     """All the randomness of one update; arrays with the batch as their leading axis.
 
-    - `diffusion_noise`, `diffusion_t`: of the dataset's actions, shapes `(batch, action)` and `(batch,)`; the times are
-      uniform on [0.001, 1].
-    - `policy_noise`, `policy_t`: of the policy's actions, likewise; the times are uniform on [0.02, 0.98].
+    - `diffusion_noise`, `diffusion_t`: the noise and the times of the dataset's actions, shapes `(batch, action)` and
+      `(batch,)`; the times are uniform on [0.001, 1].
+    - `policy_noise`, `policy_t`: the same for the policy's actions; the times are uniform on [0.02, 0.98].
     """
 
     diffusion_noise: Array
@@ -119,7 +120,7 @@ class Draws(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What one update saw, each a scalar; means over the batch.
+    """What one update measured: scalars, each a mean over the batch.
 
     - `td`: the critic's loss.
     - `q`: the ensemble's mean Q of the dataset's actions.
@@ -153,11 +154,12 @@ def networks(
 
     **Arguments:**
 
-    - `example`: a transition or a batch of them, of the sizes to come.
-    - `width`, `depth`: of the hidden layers of policy, critic and value.
-    - `diffusion_width`, `blocks`: of the diffusion model, as in
+    - `example`: a transition or a batch of transitions with the sizes of the dataset.
+    - `width`, `depth`: the size and number of hidden layers of policy, critic and value.
+    - `diffusion_width`, `blocks`: the sizes of the diffusion model, as in
       [`ResidualDenoiser`][shortcutrl.nn.ResidualDenoiser].
-    - `encoder`: from one observation to a vector; each network trains a copy. `None` for vectors.
+    - `encoder`: a function from one observation to a vector; each network trains a copy. `None` if observations are
+      vectors.
     - `key`: a JAX random key.
 
     **Returns:** [`Networks`][shortcutrl.srpo.Networks]. Any other callable pytrees can take their place.
@@ -186,7 +188,7 @@ def networks(
 
 @typed
 def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: tuple[Any, ...] | list[Any]) -> State:
-    """Start training: copies of the networks, the critic's average equal to it, fresh optimizer states.
+    """Start training: copy the networks, make the critic's average equal to it, and make new optimizer states.
 
     **Arguments:**
 
@@ -279,7 +281,7 @@ def value_loss(value: Any, state: State, batch: Transition, draws: Draws, *, con
 def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, config: Config) -> tuple[Scalar, Scalar]:
     r"""Fit Q to the value of the next observation: $\sum_i (Q_{\phi_i}(s, a) - (r + \gamma m V(s')))^2$.
 
-    The sum over the ensemble and the mean over the batch, as that of [`iql`][shortcutrl.iql.critic_loss].
+    The loss is the sum over the ensemble and the mean over the batch, as in [`iql`][shortcutrl.iql.critic_loss].
 
     **Arguments:**
 
@@ -311,13 +313,13 @@ def policy_loss(
 ) -> tuple[Scalar, tuple[Scalar, Scalar]]:
     r"""Compute $L_\text{denoising} + L_\text{score distillation} - \beta\, Q(s, \mu(s))$ of a batch.
 
-    Q is the mean of the target critic. The value of
-    [`score_distillation_loss`][shortcutrl.score_distillation_loss] has no meaning, so that of this loss has none.
+    Q is the mean of the target critic. The value of [`score_distillation_loss`][shortcutrl.score_distillation_loss] has
+    no meaning, so the value of this loss has none either.
 
     **Arguments:**
 
-    - `policy`: the pair (diffusion, policy). The first term trains the diffusion model alone, the others the policy
-      alone.
+    - `policy`: the pair (diffusion, policy). The first term trains only the diffusion model, the others only the
+      policy.
     - `state`: its `target_critic` evaluates the policy's actions.
     - `batch`, `draws`, `config`: as in [`value_loss`][shortcutrl.srpo.value_loss].
 
@@ -362,11 +364,11 @@ def update(
 ) -> tuple[State, Info]:
     """Make one gradient step of all four networks on one batch, then move the target critic.
 
-    Pure and not jitted: wrap it in `jax.jit`, scan it over steps, `vmap` it over agents.
+    This function is pure and not jitted: wrap it in `jax.jit`, scan it over steps, `vmap` it over agents.
 
     **Arguments:**
 
-    - `state`: from [`init`][shortcutrl.srpo.init] or the update before.
+    - `state`: from [`init`][shortcutrl.srpo.init] or the previous update.
     - `batch`: a [`Transition`][shortcutrl.Transition] with one leading axis.
     - `config`: static.
     - `optimizers`: those that the state was made with.
@@ -400,14 +402,14 @@ def update(
 
 @_contract.checked(Networks)
 def actor(state: State, *, config: Config) -> Actor:
-    """Act with the policy: one pass, clipped.
+    """Act with the policy: make one pass and clip the action.
 
     **Arguments:**
 
     - `state`: from [`update`][shortcutrl.srpo.update].
-    - `config`: of the training.
+    - `config`: the `Config` of the training.
 
-    **Returns:** an [`Actor`][shortcutrl.Actor], a pytree. Its noise, of shape `(action,)`, is ignored.
+    **Returns:** an [`Actor`][shortcutrl.Actor], a pytree. It ignores its noise, which has shape `(action,)`.
 
     !!! Example
 
