@@ -5,7 +5,7 @@ noise schedule, weight and times. The rest is as in the comparison of the FQL pa
 ([arXiv 2502.02538](https://arxiv.org/abs/2502.02538)) and in [`iql`][shortcutrl.iql.update]. SRPO's code differs:
 
 - It trains the diffusion model and the values first, then the policy; here all networks learn in each update.
-- All MLPs have two layers (the policy four in mazes) of 256, ReLU and no LayerNorm; the critic's loss is the mean over
+- All MLPs have two layers (the policy four in mazes) of 256, ReLU and no LayerNorm. The critic's loss is the mean over
   the ensemble; here it is the sum.
 - The diffusion model has dropout of 0.1, weight decay of 0.01, batches of 2048, and fixed frequencies of the time with
   a standard deviation of 30; here they are learned, with an initial standard deviation of 1. The policy has a learning
