@@ -2,7 +2,7 @@
 
     python examples/evaluate.py runs/sorl --k 4 --n 8 --episodes 100
 
-The time of one action is measured too. Cells that this command evaluated before are not repeated.
+It also measures the time of one action. It does not repeat combinations of k and n that it evaluated before.
 """
 
 import sys
@@ -70,11 +70,11 @@ def make_film(policies: list[Any], env: str, path: Path, every: int = 8) -> None
 
 
 def main(
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional],  # folders of sorl.py, all of one environment
-    k: tuple[int, ...] = (1, 2, 4, 8),  # jumps
-    n: tuple[int, ...] = (1,),  # candidates
-    episodes: int = 50,  # for each k and n
-    processes: int | None = None,  # that hold the environments; by default two for each core
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional],  # folders of runs of sorl.py, all of one environment
+    k: tuple[int, ...] = (1, 2, 4, 8),  # numbers of jumps
+    n: tuple[int, ...] = (1,),  # numbers of candidates
+    episodes: int = 50,  # episodes for each k and n
+    processes: int | None = None,  # processes for the environments; by default two for each core
     film: Path | None = None,  # a GIF of the first run, one episode for each k; see MUJOCO_GL without a display
 ) -> None:
     loaded = {run: load(run) for run in runs}

@@ -1,7 +1,8 @@
 """A first program: learn a policy from a fixed dataset in two dimensions, and draw it. Takes less than a minute.
 
-The actions of the dataset lie on a ring of five modes, and those to the right are rewarded. The policy goes to the
-right: furthest with one jump, which leaves the data, less with eight. The best of eight candidates does both.
+The actions of the dataset lie on a ring of five modes, and those to the right are rewarded. With one jump, the policy
+goes furthest to the right but leaves the dataset; with eight jumps, it goes less far. The best of eight candidates goes
+to the right and stays near the dataset.
 """
 
 from pathlib import Path

@@ -1,13 +1,14 @@
-"""Measure what each number of jumps does in a run of sorl.py: why some k act better.
+"""Measure what each number of jumps does in a run of sorl.py, to see why some k act better.
 
     python examples/jumps.py runs/sorl --visited 10 --k 4
 
-On states of the dataset, and on those that the policy visits with k jumps in this number of episodes. There, the action
-in the dataset is that of the nearest state, in standard deviations of each number of the observation.
+It measures states of the dataset, and states that the policy visits with k jumps in --visited episodes. For a visited
+state, the action in the dataset is that of the dataset's nearest state. Distances between states are in standard
+deviations of each number of the observation.
 
-gap: how far the first jump, of 1/k, lands from two of half the size; zero where self-consistency holds. It is not
-measured for the smallest jump, because half jumps of that size are not trained.
-distance: of the action from the action in the dataset. Gap and distance are root mean squares over dimensions.
+gap: how far the first jump, of size 1/k, lands from two jumps of half the size; zero where self-consistency holds. It
+is not measured for the smallest jump, because jumps of half its size are not trained.
+distance: how far the action is from the action in the dataset. Gap and distance are root mean squares over dimensions.
 gain: Q of the action minus Q of the action in the dataset, in standard deviations of Q over the dataset.
 spread: the standard deviation of Q between the critics, in the same unit.
 """
@@ -72,9 +73,9 @@ def nearest(obs: jax.Array, known: jax.Array) -> jax.Array:
 
 
 def main(
-    run: Annotated[Path, tyro.conf.Positional],  # a folder of sorl.py
-    states: int = 4096,  # drawn from its dataset, and from those that the policy visits
-    visited: int = 0,  # episodes of the policy
+    run: Annotated[Path, tyro.conf.Positional],  # the folder of a run of sorl.py
+    states: int = 4096,  # states that are drawn from the dataset, and from those that the policy visits
+    visited: int = 0,  # episodes in which the policy visits states; 0 for none
     k: int = 4,  # jumps of the policy in these episodes
 ) -> None:
     settings = load_settings(run)

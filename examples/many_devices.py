@@ -1,13 +1,14 @@
-"""Train one policy on many devices, of one process or of several. Each computes its share of every batch.
+"""Train one policy on many devices, in one process or several. Each device computes its share of every batch.
 
-The program is that of one device. The sharding of the batch says who computes what; XLA adds the sum of the gradients.
-The same command resumes, also on another number of devices: the checkpoint does not depend on it.
+The program is the same as for one device. The sharding of the batch decides which device computes what, and XLA sums
+the gradients. The same command resumes, also on another number of devices, because the checkpoint does not depend on
+it.
 
-On one machine, with all its devices (or eight that it simulates):
+On one machine with all its devices, or with eight simulated ones:
 
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python examples/many_devices.py
 
-On several machines that share the folder of the run, the same command on each, with its own --process:
+On several machines that share the folder of the run, start the same command on each, with its own --process:
 
     python examples/many_devices.py --processes 2 --coordinator host-0:9876 --process 0
 
@@ -37,16 +38,16 @@ CONFIG = sorl.Config(max_jumps=4, q_weight=1.0)
 @dataclasses.dataclass(frozen=True)
 class Args:
     out: Path = Path("runs/many_devices")  # the folder of the run
-    batch_size: int = 256  # over all devices
+    batch_size: int = 256  # transitions in one gradient step, over all devices
     updates: int = 1000  # gradient steps
     updates_per_checkpoint: int = 200
-    width: int = 256  # of each hidden layer
-    depth: int = 3  # hidden layers
+    width: int = 256  # units in each hidden layer
+    depth: int = 3  # number of hidden layers
 
-    cluster: bool = False  # several processes that JAX finds: of Slurm, Open MPI, Kubernetes or Cloud TPUs
-    processes: int = 1  # elsewhere: how many there are,
-    process: int = 0  # which of them this is,
-    coordinator: str = "localhost:9876"  # and where process 0 can be reached
+    cluster: bool = False  # let JAX find the processes of Slurm, Open MPI, Kubernetes or Cloud TPUs
+    processes: int = 1  # number of processes, without --cluster
+    process: int = 0  # index of this process, without --cluster
+    coordinator: str = "localhost:9876"  # address of process 0, without --cluster
 
 
 def experience(key, batch_size: int) -> Transition:

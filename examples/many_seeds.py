@@ -1,8 +1,8 @@
 """Train many agents in one program: every task of an OGBench environment times several seeds. Evaluate them all.
 
 The tasks share a dataset and differ in its rewards. On one CPU, the agents train one after the other, which is faster
-than all at once. On accelerators they train at once, and all take the same number of jumps in an update: otherwise the
-program would compute every number of jumps for each agent. On several devices, each holds some of the agents.
+than all at once. On accelerators they train at once, and all take the same number of jumps in an update. Otherwise the
+program would compute every number of jumps for each agent. Each of several devices holds some of the agents.
 """
 
 import csv
@@ -29,30 +29,30 @@ from shortcutrl.suites import Task, ogbench
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    env: str = "scene-play-singletask-v0"  # an OGBench single-task dataset; `tasks` says which tasks
+    env: str = "scene-play-singletask-v0"  # an OGBench single-task dataset; `tasks` selects the tasks
     tasks: tuple[int, ...] = (1, 2, 3, 4, 5)
     seeds: int = 8  # agents of each task
-    out: Path = Path("runs/many")  # the folder of the run; in it one for each agent, as sorl.py makes them
-    data_episodes: int = 250  # of a dataset that is generated locally
+    out: Path = Path("runs/many")  # the folder of the run; it contains a run of sorl.py for each agent
+    data_episodes: int = 250  # episodes of a dataset that is generated locally
 
     updates: int = 40_000  # gradient steps
-    updates_per_checkpoint: int = 1_000  # in one call of the compiled program
+    updates_per_checkpoint: int = 1_000  # gradient steps in one call of the compiled program
     batch_size: int = 256  # transitions in one gradient step of one agent
-    width: int = 256  # of each hidden layer
-    depth: int = 3  # hidden layers
-    learning_rate: float = 1e-3  # of Adam, at its peak; it rises over a tenth of the updates, then falls to 0
+    width: int = 256  # units in each hidden layer
+    depth: int = 3  # number of hidden layers
+    learning_rate: float = 1e-3  # peak learning rate of Adam; it rises over a tenth of the updates, then falls to 0
     n_step: int = 5  # environment steps that a TD target looks ahead
     num_steps: int = 8  # M, the largest number of jumps that the policy learns
     max_jumps: int = 8  # M_BTT, the largest number of jumps that Q is maximised through
-    q_weight: float = 30.0  # of maximising Q; 0 is behaviour cloning
-    discount: float = 0.99  # gamma
+    q_weight: float = 30.0  # weight of maximising Q; 0 is behaviour cloning
+    discount: float = 0.99  # discount of the rewards, gamma
     tau: float = 0.01  # how far the target networks move at each update
     condition_critic_on_k: bool = True  # whether the critic sees the number of jumps
 
     k: int = 4  # jumps to act with
     n: int = 1  # candidates to act with
-    episodes: int = 50  # of the evaluation of each agent
-    processes: int = 4  # that hold the environments of the evaluation; two for each core are best
+    episodes: int = 50  # episodes of the evaluation of each agent
+    processes: int = 4  # processes for the environments of the evaluation; two for each core are best
 
     def agents(self) -> list[tuple[int, int]]:
         """Task and seed of each agent."""

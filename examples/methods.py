@@ -79,8 +79,8 @@ def train(dataset: data.Dataset, method: Method, updates: int, seed: int) -> Any
 
 def main(
     out: Path = Path("methods.png"),  # the picture
-    methods: tuple[str, ...] = tuple(METHODS),  # which to train
-    samples: int = 1000,  # in each panel
+    methods: tuple[str, ...] = tuple(METHODS),  # the methods to train
+    samples: int = 1000,  # samples in each panel
     updates: int = 2000,  # gradient steps of each method
     seed: int = 0,
 ) -> None:

@@ -30,40 +30,40 @@ from matplotlib.figure import Figure
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """The options. Those of the method have the published values by default; the presets say what differs."""
+    """The options. Those of the method default to the published values; the presets change some of them."""
 
     preset: Literal["laptop", "paper", "smoke"] = "laptop"  # minutes on two cores, the published training, or a test
     env: str = "scene-play-singletask-task1-v0"  # an OGBench single-task dataset
     out: Path = Path("runs/sorl")  # the folder of the run; the same command resumes
-    data_episodes: int = 1_000  # of a dataset that is generated locally
-    seed: int = 0  # of the networks and the training
+    data_episodes: int = 1_000  # episodes of a dataset that is generated locally
+    seed: int = 0  # seed of the networks and of the training
 
     updates: int = 1_000_000  # gradient steps
     updates_per_dispatch: int = 1_000  # gradient steps in one call of the compiled program, and one row of metrics
-    updates_per_checkpoint: int = 10_000  # a multiple of updates_per_dispatch
+    updates_per_checkpoint: int = 10_000  # gradient steps between checkpoints, a multiple of updates_per_dispatch
     batch_size: int = 256  # transitions in one gradient step
-    width: int = 512  # of each hidden layer
-    depth: int = 4  # hidden layers
-    learning_rate: float = 1e-4  # of Adam, at its peak
+    width: int = 512  # units in each hidden layer
+    depth: int = 4  # number of hidden layers
+    learning_rate: float = 1e-4  # learning rate of Adam, at its peak
     schedule: Literal["cosine", "constant"] = "constant"  # cosine: rises over a tenth of the updates, then falls to 0
     n_step: int = 1  # environment steps that a TD target looks ahead
 
     num_steps: int = 8  # M, the largest number of jumps that the policy learns
     max_jumps: int = 8  # M_BTT, the largest number of jumps that Q is maximised through
-    q_weight: float = 100.0  # of maximising Q; 0 is behaviour cloning
-    flow_matching_weight: float = 10.0  # of imitating the dataset with the smallest jumps
-    self_consistency_weight: float = 10.0  # of landing with one jump where two half jumps land
-    discount: float = 0.99  # gamma
+    q_weight: float = 100.0  # weight of maximising Q; 0 is behaviour cloning
+    flow_matching_weight: float = 10.0  # weight of imitating the dataset with the smallest jumps
+    self_consistency_weight: float = 10.0  # weight of landing with one jump where two half-jumps land
+    discount: float = 0.99  # discount of the rewards, gamma
     tau: float = 0.005  # how far the target networks move at each update
-    aggregate: Literal["min", "mean"] = "mean"  # of the target critics in the TD target
+    aggregate: Literal["min", "mean"] = "mean"  # how the TD target combines the target critics
     condition_critic_on_k: bool = True  # whether the critic sees the number of jumps
     remat: bool = False  # whether to compute jumps again in the backward pass: less memory, more time
 
     k: int = 1  # jumps to act with
     n: int = 1  # candidates to act with
-    episodes: int = 50  # of the evaluation with this k and n
-    table_episodes: int = 20  # of the evaluation with each other k and n
-    processes: int = 4  # that hold the environments of the evaluation; two for each core are best
+    episodes: int = 50  # episodes of the evaluation with this k and n
+    table_episodes: int = 20  # episodes of the evaluation with each other k and n
+    processes: int = 4  # processes for the environments of the evaluation; two for each core are best
 
     @property
     def config(self) -> sorl.Config:

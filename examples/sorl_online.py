@@ -1,6 +1,6 @@
 """Continue a run of sorl.py online: act in the environment, and train on the new episodes and the old dataset.
 
-Half of each batch is drawn from a replay buffer of the new episodes, half from the offline dataset.
+Half of each batch is drawn from a replay buffer of the new episodes, and half from the offline dataset.
 """
 
 import sys
@@ -52,16 +52,16 @@ def play(policy, env, seed: int, replay: Replay) -> bool:
 
 
 def main(
-    run: Annotated[Path, tyro.conf.Positional],  # a folder of sorl.py
-    out: Path = Path("runs/online"),  # the folder for the results, a new one
+    run: Annotated[Path, tyro.conf.Positional],  # the folder of a run of sorl.py
+    out: Path = Path("runs/online"),  # a new folder for the results
     k: int = 4,  # jumps to act with
     n: int = 1,  # candidates to act with
-    episodes: int = 50,  # to play
+    episodes: int = 50,  # new episodes
     updates_per_episode: int = 100,
-    learning_rate: float = 1e-4,  # of Adam
+    learning_rate: float = 1e-4,  # learning rate of Adam
     capacity: int = 100_000,  # environment steps in the replay buffer
-    evaluation_episodes: int = 50,  # before and after
-    processes: int | None = None,  # that hold the environments of the evaluation; by default two for each core
+    evaluation_episodes: int = 50,  # episodes of the evaluations before and after
+    processes: int | None = None,  # processes for the environments of the evaluation; by default two for each core
 ) -> None:
     settings = load_settings(run)
     if not {"config", "seed"} <= settings.keys():

@@ -3,8 +3,8 @@
     python examples/evaluate.py runs/M?-s? --k 1 2 4 8 --n 1 4 8
     python examples/test_time_scaling.py runs/M?-s?
 
-Runs with the same `max_jumps` are seeds of one line. Sequential scaling: more jumps. Parallel scaling: the best of more
-candidates. Sequential extrapolation: more jumps than Q was maximised through, drawn hollow.
+Runs with the same `max_jumps` count as seeds of one line. Sequential scaling means more jumps, and parallel scaling the
+best of more candidates. Sequential extrapolation means more jumps than Q was maximised through; its points are hollow.
 """
 
 import csv
@@ -77,7 +77,7 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
 
 
 def main(
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional],  # folders of sorl.py with tables of evaluate.py
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional],  # folders of runs of sorl.py with tables of evaluate.py
     out: Path = Path("runs/scaling"),  # the folder for the table (CSV) and the picture
 ) -> None:
     rows = combine(list(runs))

@@ -1,4 +1,4 @@
-"""Draw four ways to make actions in two dimensions, each with 1, 2, 4 and 8 jumps, from the losses alone. No simulator.
+"""Draw four ways to make actions in two dimensions, each with 1, 2, 4 and 8 jumps. Uses only the losses, no simulator.
 
 The actions of the dataset lie on a ring of five modes. Q prefers those to the right.
 """
@@ -62,7 +62,7 @@ def train(key, self_consistency_weight, q_weight, *, updates: int, batch_size: i
 
 def main(
     out: Path = Path("two_dimensions.png"),  # the picture
-    samples: int = 1000,  # in each panel
+    samples: int = 1000,  # samples in each panel
     updates: int = 3000,  # gradient steps for each policy
     seed: int = 0,
 ) -> None:

@@ -2,8 +2,8 @@
 
     MUJOCO_GL=egl python examples/visual.py
 
-By default a small training on two cores. For an accelerator, with what is published: SORL's settings for
-cube-single-play with states, and FQL's updates, batch size, crops, stacks and encoder for images.
+By default, this is a small training for two cores. The next command is for an accelerator. It uses what is published:
+SORL's settings for cube-single-play with states, and FQL's updates, batch size, crops, stacks and encoder for images.
 
     MUJOCO_GL=egl python examples/visual.py --data-episodes 1000 --updates 500000 --updates-per-row 1000
     --updates-per-checkpoint 10000 --batch-size 256 --width 512 --depth 4 --learning-rate 1e-4 --q-weight 10
@@ -38,25 +38,25 @@ class Args:
 
     env: str = "visual-cube-single-play-singletask-task1-v0"  # an OGBench single-task dataset of images
     out: Path = Path("runs/visual")  # the folder of the run
-    data_episodes: int = 2  # of a dataset that is rendered locally; a tenth as many, at least one, are held out
-    seed: int = 0  # of the networks and the training
+    data_episodes: int = 2  # episodes of a dataset rendered locally; a tenth as many, at least one, are held out
+    seed: int = 0  # seed of the networks and of the training
 
     updates: int = 300  # gradient steps
-    updates_per_row: int = 10  # gradient steps that one row of metrics is the mean of
-    updates_per_checkpoint: int = 50  # a multiple of updates_per_row
+    updates_per_row: int = 10  # gradient steps in one row of metrics, which holds their means
+    updates_per_checkpoint: int = 50  # gradient steps between checkpoints, a multiple of updates_per_row
     batch_size: int = 32  # transitions in one gradient step
-    width: int = 256  # of each hidden layer behind the encoder
-    depth: int = 2  # hidden layers behind the encoder
-    learning_rate: float = 1e-3  # of Adam
-    q_weight: float = 1.0  # of maximising Q; 0 is behaviour cloning
-    tau: float = 0.05  # how far the target networks move at each update; so few updates need more than the usual 0.005
+    width: int = 256  # units in each hidden layer after the encoder
+    depth: int = 2  # hidden layers after the encoder
+    learning_rate: float = 1e-3  # learning rate of Adam
+    q_weight: float = 1.0  # weight of maximising Q; 0 is behaviour cloning
+    tau: float = 0.05  # how far the target networks move at each update; the usual 0.005 is too small for few updates
 
     frame_stack: int = 3  # images that become one observation
-    crop_probability: float = 0.5  # that the images of a batch are moved by up to three pixels
+    crop_probability: float = 0.5  # probability that the images of a batch move by up to three pixels
 
     k: int = 8  # jumps to act with
-    episodes: int = 2  # of the evaluation
-    processes: int = 1  # that hold its environments
+    episodes: int = 2  # episodes of the evaluation
+    processes: int = 1  # processes for the environments of the evaluation
 
 
 def train(args: Args, dataset: data.Dataset, run: Run, config: sorl.Config) -> tuple[sorl.State, sorl.State]:

@@ -1,9 +1,9 @@
-"""Measure how far the actions of a shortcut policy are from the data, against its jumps: the parts of the bound.
+"""Measure how far a shortcut policy's actions are from the dataset for each number of jumps, and the parts of a bound.
 
 The actions of the dataset lie on a ring of five modes, so the velocity that flow matching learns is known exactly. From
-the same noise, four ways lead to an action: many steps of the exact velocity, which give the data; M steps of it;
-M jumps of the policy; and k jumps of it. The root mean squares of the three differences add up to a bound of the
-Wasserstein distance between the policy with k jumps and the data.
+the same noise, four ways lead to an action: many steps of the exact velocity, which give the dataset's distribution; M
+steps of it; M jumps of the policy; and k jumps of it. The root mean squares of the three differences add up to a bound
+of the Wasserstein distance between the policy with k jumps and the data.
 """
 
 import csv
@@ -115,7 +115,7 @@ def draw(rows: list[dict[str, Any]], num_steps: tuple[int, ...], out: Path) -> N
 
 
 def main(
-    out: Path = Path("wasserstein.png"),  # the picture; the table is beside it
+    out: Path = Path("wasserstein.png"),  # the picture; the table is in the same folder
     num_steps: tuple[int, ...] = (2, 4, 8, 16),  # M of each policy: powers of two
     samples: int = 1000,
     updates: int = 3000,  # gradient steps for each policy
