@@ -22,6 +22,7 @@ from shortcutrl import Transition, nn, sorl
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.ticker import LogLocator, ScalarFormatter
 
 USUAL = {"batch": 256, "width": 256, "jumps": 8, "ensemble": 2, "agents": 1, "action": 5}
 GROWING = {
@@ -109,6 +110,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axis.set(xscale="log", yscale="log", xlabel=LABELS[name])
         axis.set_xticks(x, x)
         axis.minorticks_off()
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axis.yaxis.set_major_formatter(ScalarFormatter())
     figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     figure.savefig(path)
 
