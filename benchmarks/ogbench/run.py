@@ -25,6 +25,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 import tyro
 from published import SETTINGS
 from tqdm import tqdm
@@ -34,6 +35,7 @@ from shortcutrl.evaluate import EnvPool, Evaluation, evaluate, keyed
 from shortcutrl.runs import Run, append_row, read_rows
 from shortcutrl.suites import Task, ogbench
 
+TRAINING = ("updates", "batch_size", "width", "depth", "n_step", "learning_rate")
 CONTRACT = ("Config", "OPTIMIZERS", "networks", "init", "update", "actor")
 
 
@@ -54,6 +56,7 @@ class Args:
     width: int = 256  # of each hidden layer; published: 512
     depth: int = 3  # hidden layers; published: 4
     n_step: int = 1  # steps that a TD target looks ahead
+    learning_rate: float | None = None  # peak of the `optimizers` below; by default each method has its published ones
     data_episodes: int | None = None  # of a dataset generated locally; by default OGBench's number
     updates_per_checkpoint: int = 5_000
     episodes: int = 50  # of the evaluation of each agent
@@ -104,15 +107,28 @@ def configure(args: Args, module: ModuleType, method: str, task: str) -> Any:
     return dataclasses.replace(config, **changes)
 
 
+def optimizers(args: Args, module: ModuleType) -> Any:
+    """Those of the method, or Adam with clipped gradients and a rate that rises over a tenth and falls to 0."""
+    if args.learning_rate is None:
+        return module.OPTIMIZERS
+    rate = optax.warmup_cosine_decay_schedule(0.0, args.learning_rate, args.updates // 10, args.updates)
+    return jax.tree.map(
+        lambda _: optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)),
+        module.OPTIMIZERS,
+        is_leaf=lambda node: isinstance(node, optax.GradientTransformation),
+    )
+
+
 def train(args: Args, module: ModuleType, config: Any, dataset: data.Dataset, seeds: list[int], run: Run, end: float):
     """The state of the agents after the last update, or None if the time was up; with a leading axis if several."""
     sampling = {"n_step": args.n_step, "discount": getattr(config, "discount", 0.99)}
     example = data.sample(dataset, jax.random.key(0), batch_size=1, **sampling)
+    options = {"config": config, "optimizers": optimizers(args, module)}
     share_jumps = "jumps_key" in inspect.signature(module.update).parameters
 
     def start(seed):
         networks = module.networks(example, width=args.width, depth=args.depth, key=jax.random.key(seed))
-        return module.init(networks, config=config, optimizers=module.OPTIMIZERS)
+        return module.init(networks, **options)
 
     def advance(state, seed, dataset, first):
         def one(state, step):
@@ -120,8 +136,7 @@ def train(args: Args, module: ModuleType, config: Any, dataset: data.Dataset, se
             # One draw for all agents: under vmap, `lax.switch` would otherwise evaluate every branch.
             shared = {"jumps_key": jax.random.key(step)} if share_jumps else {}
             batch = data.sample(dataset, batch_key, batch_size=args.batch_size, **sampling)
-            key = {"key": update_key}
-            return module.update(state, batch, config=config, optimizers=module.OPTIMIZERS, **key, **shared)
+            return module.update(state, batch, key=update_key, **options, **shared)
 
         state, info = jax.lax.scan(one, state, first + jnp.arange(chunk))
         return state, jax.tree.map(jnp.mean, info)
@@ -194,7 +209,9 @@ def agents(args: Args, method: str, task: Task, name: str, seeds: list[int], poo
     groups = [missing] if jax.default_backend() != "cpu" else [[seed] for seed in missing]
     size, source = task.dataset.action.shape[-1], Path(task.source)
     for seeds in filter(None, groups):
-        sizes = {key: getattr(args, key) for key in ("updates", "batch_size", "width", "depth", "n_step")}
+        sizes = {
+            key: getattr(args, key) for key in ("updates", "batch_size", "width", "depth", "n_step", "learning_rate")
+        }
         settings = {"config": dataclasses.asdict(config), "act": chosen, "seeds": seeds, **sizes}
         before = time.monotonic()
         with Run(args.out / label / name / f"seed-{'-'.join(map(str, seeds))}", settings) as run:
