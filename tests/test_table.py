@@ -1,5 +1,6 @@
 """The table of many agents: its statistics against hand-computed values, and what it says of cells that are missing."""
 
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -11,22 +12,29 @@ import numpy as np
 import pytest
 from running import ENV, finish, start
 
-from shortcutrl import Transition
+from shortcutrl import Transition, algorithms
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "ogbench"
 
 
-@pytest.fixture(scope="module")
-def table():
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"ogbench_{name}", FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_folder():
     sys.path.insert(0, str(FOLDER))
-    try:
-        spec = importlib.util.spec_from_file_location("ogbench_table", FOLDER / "table.py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
-        yield module
-    finally:
-        sys.path.remove(str(FOLDER))
+    yield
+    sys.path.remove(str(FOLDER))
+
+
+@pytest.fixture(scope="module")
+def table(in_folder):
+    return load("table")
 
 
 def line(method, task, seed, success):
@@ -101,6 +109,21 @@ def test_the_figure_is_drawn(table, file, tmp_path):
 # ------------------------------------------------------------------------- the agents that it is made of
 
 
+def test_one_learning_rate_for_all_methods_replaces_the_published_optimizers(in_folder):
+    run = load("run")
+    args = run.Args(methods=("sorl",), tasks=(ENV,), updates=20)
+    assert run.optimizers(args, algorithms.sorl) is algorithms.sorl.OPTIMIZERS
+    chosen = run.optimizers(dataclasses.replace(args, learning_rate=1e-2), algorithms.iql)
+    assert isinstance(chosen, type(algorithms.iql.OPTIMIZERS))
+    for optimizer in chosen:
+        state, rates = optimizer.init(jnp.zeros(1)), []
+        for _ in range(21):
+            step, state = optimizer.update(jnp.ones(1), state)  # of a constant gradient, Adam's step is the rate
+            rates.append(-float(step[0]))
+        np.testing.assert_allclose(rates[:3] + rates[-1:], [0, 5e-3, 1e-2, 0], atol=1e-7)
+        assert sorted(rates[2:], reverse=True) == rates[2:]
+
+
 @pytest.mark.slow
 def test_agents_are_trained_and_evaluated_once(home, tmp_path):
     options = ["--methods", "bc", "ifql", "--tasks", ENV, "--seeds", "2", "--set", "ifql.num_candidates=2"]
@@ -170,10 +193,7 @@ class FQLAgent(eqx.Module):
 
 
 def test_agents_of_a_checkout_of_the_fql_repository_fit_the_contract(monkeypatch, tmp_path):
-    spec = importlib.util.spec_from_file_location("fql_repository", FOLDER / "fql_repository.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
+    module = load("fql_repository")
     config = module.Config(alpha=3.0)
     batch = Transition(
         *map(jnp.asarray, (np.ones((4, 3)), np.full((4, 2), 0.5), np.ones(4), np.ones(4), np.ones((4, 3))))
