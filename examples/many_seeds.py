@@ -30,7 +30,7 @@ from shortcutrl.suites import Task, ogbench
 @dataclasses.dataclass(frozen=True)
 class Args:
     env: str = "scene-play-singletask-v0"  # an OGBench single-task dataset; `tasks` selects the tasks
-    tasks: tuple[int, ...] = (1, 2, 3, 4, 5)
+    tasks: tuple[int, ...] = (1, 2, 3, 4, 5)  # numbers of the environment's tasks; each has its own rewards
     seeds: int = 8  # agents of each task
     out: Path = Path("runs/many")  # the folder of the run; it contains a run of sorl.py for each agent
     data_episodes: int = 250  # episodes of a dataset that is generated locally

@@ -117,9 +117,9 @@ def draw(rows: list[dict[str, Any]], num_steps: tuple[int, ...], out: Path) -> N
 def main(
     out: Path = Path("wasserstein.png"),  # the picture; the table is in the same folder
     num_steps: tuple[int, ...] = (2, 4, 8, 16),  # M of each policy: powers of two
-    samples: int = 1000,
+    samples: int = 1000,  # actions of each policy
     updates: int = 3000,  # gradient steps for each policy
-    seeds: int = 2,
+    seeds: int = 2,  # policies trained for each M
 ) -> None:
     rows: list[dict[str, Any]] = []
     for seed in range(seeds):

@@ -51,8 +51,8 @@ class Config:
     - `max_jumps`: M_BTT, the largest number of jumps that Q is maximised through, a power of two of at most
       `num_steps`. Each update draws k from 1, 2, 4, ..., `max_jumps`: once for the TD target, once for the policy.
     - `discount`: γ, in [0, 1].
-    - `aggregate`: whether the TD target takes the `"min"` or the `"mean"` of the target critics. The policy always
-      maximises the mean.
+    - `aggregate`: whether the TD target, and the choice among candidates in `actor`, takes the `"min"` or the `"mean"`
+      of the target critics. The policy always maximises the mean.
     - `flow_matching_weight`, `self_consistency_weight`, `q_weight`: the weights of the terms of the policy's loss,
       non-negative. Tune `q_weight` for each environment (published: 10 to 500); 0 is behaviour cloning.
     - `normalize_q`: whether to divide the Q loss by the batch's mean |Q|, which makes `q_weight` independent of the
