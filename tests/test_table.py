@@ -76,6 +76,12 @@ def test_the_interval_resamples_seeds_within_each_task(table):
     assert high == pytest.approx(50 + 9.8, abs=1.5)
 
 
+def test_one_seed_has_no_interval(table):
+    assert np.isnan(table.interval([np.zeros(4), np.ones(1)], np.mean, 10)).all()
+    scores = {"single": {"a": np.array([40.0])}}
+    assert "| single | 40, n=1 | 40, n=1 | 40 |" in table.markdown(scores, table.rows(scores, 10))
+
+
 def test_the_probability_of_improvement_counts_ties_half(table):
     x, y = {"a": np.array([1.0, 2.0])}, {"a": np.array([1.0, 0.0])}
     assert table.probability_of_improvement(x, y) == (0.5 + 1 + 1 + 1) / 4

@@ -64,7 +64,12 @@ def iqm(scores: np.ndarray) -> float:
 def interval(
     tasks: list[np.ndarray], statistic: Callable[[np.ndarray], float], resamples: int, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """The percentile bootstrap of a statistic of all runs, which resamples the seeds within each task."""
+    """The percentile bootstrap of a statistic of all runs, which resamples the seeds within each task.
+
+    NaN if a task has only one seed, because resampling it does not vary.
+    """
+    if min(map(len, tasks)) < 2:
+        return float("nan"), float("nan")
     rng = np.random.default_rng(0)
     draws = [statistic(np.concatenate([rng.choice(task, len(task)) for task in tasks])) for _ in range(resamples)]
     low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
@@ -114,7 +119,7 @@ def markdown(scores: Scores, table: list[dict[str, Any]]) -> str:
     for method in scores:
         shown = [_cell(cells.get((method, task))) for task in columns]
         both = cells.get((method, "all"))
-        middle = f"{both['iqm']:.0f} ({both['iqm_low']:.0f} to {both['iqm_high']:.0f})" if both else "missing"
+        middle = _estimate(both["iqm"], both["iqm_low"], both["iqm_high"]) if both else "missing"
         lines.append(f"| {method} | " + " | ".join(shown) + f" | {middle} |")
     better = [
         f"| {x} | "
@@ -125,8 +130,8 @@ def markdown(scores: Scores, table: list[dict[str, Any]]) -> str:
     names = " | ".join(scores)
     return "\n".join(
         [
-            "Mean success in percent (95% interval), n runs; in brackets the published mean of the environment's five",
-            "tasks after a million updates. Higher is better.",
+            "Mean success in percent (95% interval over seeds), n runs; in square brackets the published mean of the",
+            "environment's five tasks after a million updates. Higher is better.",
             "",
             *lines,
             "",
@@ -145,7 +150,11 @@ def _cell(row: dict[str, Any] | None) -> str:
     if row is None:
         return "missing"
     known = "" if row["published"] is None else f" [{row['published']:.0f}]"
-    return f"{row['mean']:.0f} ({row['low']:.0f} to {row['high']:.0f}), n={row['runs']}{known}"
+    return f"{_estimate(row['mean'], row['low'], row['high'])}, n={row['runs']}{known}"
+
+
+def _estimate(value: float, low: float, high: float) -> str:
+    return f"{value:.0f}" if np.isnan(low) else f"{value:.0f} ({low:.0f} to {high:.0f})"
 
 
 def draw(scores: Scores, table: list[dict[str, Any]], path: Path) -> None:
