@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import tyro
-from jax.extend.core import jaxprs_in_params
+from jax.extend.core import ClosedJaxpr, Jaxpr
 from speed import ACTION, BATCH, OBS, dataset, even_keys, floor, second_key
 
 from shortcutrl import Transition, algorithms, data
@@ -58,7 +58,9 @@ def product_flops(jaxpr: Any) -> float:
             (contracted, _), _ = equation.params["dimension_numbers"]
             shape = equation.invars[0].aval.shape
             total += 2 * equation.outvars[0].aval.size * jnp.prod(jnp.array([shape[axis] for axis in contracted]))
-        total += sum(product_flops(inner) for inner in jaxprs_in_params(equation.params))
+        for inner in jax.tree.leaves(equation.params):
+            if isinstance(inner, (Jaxpr, ClosedJaxpr)):
+                total += product_flops(getattr(inner, "jaxpr", inner))
     return float(total)
 
 
