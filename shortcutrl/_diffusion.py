@@ -243,21 +243,23 @@ def ddpm_sample(
     bounds = _checks.as_clip("clip", clip, noise[0])
     obs = encoded("denoiser", denoiser, obs)
 
+    x, rows = noise[0], jnp.concatenate([noise[1:], jnp.zeros_like(noise[:1])])  # the last step adds no noise
+    times = jnp.arange(steps, -1, -1, dtype=x.dtype) / steps
+    log_signal = jax.vmap(lambda t: _log_signal(schedule, t, x.dtype))(times)
+    log_alpha = log_signal[:-1] - log_signal[1:]
+    beta = -jnp.expm1(log_alpha)
+    scale, weight = jnp.exp(-log_alpha / 2), beta / jnp.sqrt(-jnp.expm1(log_signal[:-1]))
+
     def step(x, at):
-        i, row = at
-        log_signal = _log_signal(schedule, i / steps, x.dtype)
-        log_alpha = log_signal - _log_signal(schedule, (i - 1) / steps, x.dtype)
-        beta = -jnp.expm1(log_alpha)
-        predicted = like_x("denoiser", denoiser, obs, x, jnp.asarray(i / steps, x.dtype))
-        x = jnp.exp(-log_alpha / 2) * (x - beta / jnp.sqrt(-jnp.expm1(log_signal)) * predicted)
-        x = x + jnp.sqrt(beta) * row
+        t, row, scale, weight, deviation = at
+        x = scale * (x - weight * like_x("denoiser", denoiser, obs, x, t)) + deviation * row
         return (x if bounds is None else jnp.clip(x, *bounds)), None
 
-    x, rows = noise[0], jnp.concatenate([noise[1:], jnp.zeros_like(noise[:1])])  # the last step adds no noise
+    each = times[:-1], rows, scale, weight, jnp.sqrt(beta)
     if steps > 8:  # a loop of many steps is long to compile
-        return jax.lax.scan(step, x, (jnp.arange(steps, 0, -1, dtype=x.dtype), rows), unroll=8)[0]
-    for i, row in zip(range(steps, 0, -1), rows, strict=True):
-        x, _ = step(x, (i, row))
+        return jax.lax.scan(step, x, each, unroll=8)[0]
+    for at in zip(*each, strict=True):
+        x, _ = step(x, at)
     return x
 
 

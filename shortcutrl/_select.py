@@ -74,10 +74,11 @@ def bon_select(
             raise
         raise type(error)(f"{error} `noise` must have one row for each candidate, got {show(noise)}.") from error
     q = jax.vmap(lambda action: q_of("critic", critic, obs, action, aggregate))(candidates)
-    best = jnp.argmax(jnp.where(jnp.isnan(q), -jnp.inf, q))
-    best = jnp.where(jnp.isnan(q[best]), jnp.argmax(~jnp.isnan(q)), best)  # -inf is a number too
+    numbers = jnp.maximum(q, jnp.finfo(q.dtype).min)  # -inf is a number too, and beats NaN
+    best = jnp.argmax(jnp.where(jnp.isnan(q), -jnp.inf, numbers))
     best = best if len(q) > 1 else jnp.zeros_like(best)  # no choice: the compiler removes a Q that is not used
-    return candidates[best], BestOfN(best, q, candidates)
+    chosen = jax.lax.dynamic_index_in_dim(candidates, best, keepdims=False)  # eagerly faster than candidates[best]
+    return chosen, BestOfN(best, q, candidates)
 
 
 @typed
