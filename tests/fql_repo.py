@@ -4,7 +4,6 @@ import functools
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import reference
 
 arrays = functools.cache(functools.partial(reference.read, "fql_repo_baselines.npz"))
@@ -21,13 +20,13 @@ def network(folder, make):
     dense = [layer for layer in layers if "LayerNorm" not in layer]  # `mean_net` stands last, as it should
     norms = [layer for layer in layers if "LayerNorm" in layer]
     parts = (
-        tuple(jnp.swapaxes(arrays()[f"{layer}/kernel"], -1, -2) for layer in dense),
+        tuple(arrays()[f"{layer}/kernel"] for layer in dense),
         tuple(arrays()[f"{layer}/bias"] for layer in dense),
         tuple(reference.layer_norm(arrays()[f"{layer}/scale"], arrays()[f"{layer}/bias"]) for layer in norms),
     )
     like = make(width=1, depth=len(dense) - 1, key=jax.random.key(0))
     mlp = lambda network: network.mlp if hasattr(network, "mlp") else network.members
-    assert mlp(like).weights[0].shape[-1] == parts[0][0].shape[-1], "another number of inputs"
+    assert mlp(like).weights[0].shape[-2] == parts[0][0].shape[-2], "another number of inputs"
     return eqx.tree_at(lambda like: (mlp(like).weights, mlp(like).biases, mlp(like).norms), like, parts)
 
 

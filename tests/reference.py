@@ -36,13 +36,9 @@ class Published:
         dense, norms = self.kinds(folder, "Dense", "kernel", "bias"), self.kinds(folder, "LayerNorm", "scale", "bias")
         weights, biases = zip(*dense, strict=True)
         like = make(*self.sizes, width=1, depth=len(dense) - 1, key=jax.random.key(0))
-        inputs = at(like).weights[0].shape[-1]
+        inputs = at(like).weights[0].shape[-2]
         assert weights[0].shape[-2] == inputs, f"{folder} has {weights[0].shape[-2]} inputs, not {inputs}"
-        parts = (
-            tuple(jnp.swapaxes(weight, -1, -2) for weight in weights),
-            biases,
-            tuple(itertools.starmap(layer_norm, norms)),
-        )
+        parts = weights, biases, tuple(itertools.starmap(layer_norm, norms))
         return eqx.tree_at(lambda network: (at(network).weights, at(network).biases, at(network).norms), like, parts)
 
     def kinds(self, folder, kind, *names):

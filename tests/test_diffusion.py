@@ -404,9 +404,9 @@ def test_the_residual_network_is_the_published_one():
     """Per block 1024 x 256 twice; in: action, observation and 128 of the time; LayerNorm in each block."""
     network = nn.ResidualDenoiser(7, 3, key=jax.random.key(0))
     shapes = [leaf.shape for leaf in jax.tree.leaves(eqx.filter(network, eqx.is_array))]
-    block = [(256,), (256,), (1024, 256), (1024,), (256, 1024), (256,)]
-    time = [(32,), (128, 64), (128,), (128, 128), (128,)]
-    assert shapes == [*time, (256, 138), (256,), *3 * block, (3, 256), (3,)]
+    block = [(256,), (256,), (256, 1024), (1024,), (1024, 256), (256,)]
+    time = [(32,), (64, 128), (128,), (128, 128), (128,)]
+    assert shapes == [*time, (138, 256), (256,), *3 * block, (256, 3), (3,)]
 
 
 def test_the_residual_network_starts_as_the_published_one():
@@ -416,7 +416,7 @@ def test_the_residual_network_starts_as_the_published_one():
     outer = *networks.time, networks.first, networks.last
     inner = [layer for block in networks.blocks for layer in (block.wide, block.narrow)]
     bounds = [np.sqrt(6 / sum(layer.weight.shape[-2:])) for layer in outer]
-    scales = [layer.weight.shape[-1] ** -0.5 / truncnorm(-2, 2).std() for layer in inner]
+    scales = [layer.weight.shape[-2] ** -0.5 / truncnorm(-2, 2).std() for layer in inner]
     laws = *(uniform(-bound, 2 * bound) for bound in bounds), *(truncnorm(-2, 2, scale=scale) for scale in scales)
     for layer, law in zip((*outer, *inner), laws, strict=True):
         assert kstest(np.ravel(layer.weight), law.cdf).pvalue > 1e-3
@@ -431,7 +431,7 @@ def test_the_residual_network_computes_what_it_says():
     network = jax.tree.map(lambda leaf: leaf + 0.01 if eqx.is_array(leaf) else leaf, network)
     obs, x, t = np.array([0.3, -0.2]), np.array([1.0, 2.0]), 0.3
     mish = lambda x: x * np.tanh(np.log1p(np.exp(x)))
-    dense = lambda layer, x: np.asarray(layer.weight, np.float64) @ x + np.asarray(layer.bias, np.float64)
+    dense = lambda layer, x: x @ np.asarray(layer.weight, np.float64) + np.asarray(layer.bias, np.float64)
     angle = 2 * np.pi * t * np.asarray(network.frequencies, np.float64)
     hidden, out = network.time
     embedding = dense(out, mish(dense(hidden, np.concatenate([np.cos(angle), np.sin(angle)]))))

@@ -259,7 +259,7 @@ def plain_impala(encoder, image):
         x = plain_maximum(plain_convolution(stack.first, x))
         for one, two in stack.blocks:
             x = x + plain_convolution(two, np.maximum(plain_convolution(one, np.maximum(x, 0)), 0))
-    return gelu(encoder.last.weight @ np.maximum(x, 0).reshape(-1) + encoder.last.bias)
+    return gelu(np.maximum(x, 0).reshape(-1) @ encoder.last.weight + encoder.last.bias)
 
 
 SHAPES = [(8, 8, 3), (7, 10, 2), (5, 4, 1)]

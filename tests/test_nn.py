@@ -30,10 +30,10 @@ def plain_mlp(mlp, x, activation=gelu, norm=layer_norm, norm_first=False):
     """The published layer order, by hand: linear, GELU, LayerNorm; the last layer only linear."""
     *hidden, last = zip(mlp.weights, mlp.biases, strict=True)
     for i, (weight, bias) in enumerate(hidden):
-        x = weight @ x + bias
+        x = x @ weight + bias
         normalise = (lambda x, i=i: norm(x, mlp.norms[i].weight, mlp.norms[i].bias)) if mlp.norms else lambda x: x
         x = activation(normalise(x)) if norm_first else normalise(activation(x))
-    return last[0] @ x + last[1]
+    return x @ last[0] + last[1]
 
 
 def plain_policy(policy, obs, x, t, h, step=lambda h: np.log2(1 / h), mlp=plain_mlp):
@@ -228,9 +228,9 @@ def test_the_key_decides():
 
 def test_sizes():
     policy = nn.ShortcutPolicy(3, 2, width=8, depth=2, key=jax.random.key(0))
-    assert [weight.shape for weight in policy.mlp.weights] == [(8, 3 + 2 + 1 + 1), (8, 8), (2, 8)]
+    assert [weight.shape for weight in policy.mlp.weights] == [(3 + 2 + 1 + 1, 8), (8, 8), (8, 2)]
     assert len(policy.mlp.norms) == 0
-    assert [weight.shape for weight in CRITIC.members.weights] == [(2, 8, 3 + 2 + 1), (2, 8, 8), (2, 1, 8)]
+    assert [weight.shape for weight in CRITIC.members.weights] == [(2, 3 + 2 + 1, 8), (2, 8, 8), (2, 8, 1)]
     assert len(CRITIC.members.norms) == 2
 
 

@@ -1,8 +1,10 @@
 """The composed update as a program: jitted, vmapped, scanned, donated; what it computes and what it keeps."""
 
 import dataclasses
+import re
 from functools import partial
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -180,6 +182,23 @@ def test_jumps_computed_again_give_the_same_from_less_memory():
     (stored, much), (again, little) = gradient_through_8_jumps(remat=False), gradient_through_8_jumps(remat=True)
     assert close(stored, again)
     assert little < 0.6 * much
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_optimised")
+@pytest.mark.parametrize("transposed", [False, True])
+def test_acting_copies_no_weights(transposed):
+    """The mutant has weights of (outputs, inputs), which XLA transposes at each call."""
+    of_weights = partial(eqx.tree_at, lambda policy: policy.mlp.weights)
+    policy = nn.ShortcutPolicy(3, 2, width=64, depth=3, key=jax.random.key(0))
+    transpose = lambda policy: of_weights(policy, replace_fn=lambda weights: tuple(weight.T for weight in weights))
+    change = transpose if transposed else lambda policy: policy
+
+    def act(policy):
+        return rollout_k(change(policy), jnp.ones(3), jnp.ones(2), k=2)
+
+    program = jax.jit(act).lower(change(policy)).compile().as_text()
+    assert bool(re.search(r"\[64,64\]\S* (?:copy|transpose)\(", program)) == transposed
 
 
 # ------------------------------------------------------------------------------------ compilations

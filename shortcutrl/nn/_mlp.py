@@ -28,13 +28,13 @@ def as_layer(name: str, value: Any) -> int:
 class MLP(eqx.Module):
     """Hidden layers of linear map, GELU and, if asked, LayerNorm, in this order; then a linear map.
 
-    Not `eqx.nn.MLP`, which has no LayerNorm. Weights have the shape (outputs, inputs), as in `eqx.nn.Linear`, with
-    which the gradients of weights are computed faster. Products between hidden layers, nearly all of the work, are
-    computed in `matmul_dtype`, forwards and backwards. The rest stays in the dtype of the input, which keeps the small
-    digits of an observation.
+    Not `eqx.nn.MLP`, which has no LayerNorm. Weights have the shape (inputs, outputs), not that of `eqx.nn.Linear`:
+    XLA would transpose those at every call, which takes most of the time of an action on a CPU. Products between hidden
+    layers, nearly all of the work, are computed in `matmul_dtype`, forwards and backwards. The rest stays in the dtype
+    of the input, which keeps the small digits of an observation.
     """
 
-    weights: tuple[Float[Array, "outputs inputs"], ...]
+    weights: tuple[Float[Array, "inputs outputs"], ...]
     biases: tuple[Float[Array, " outputs"], ...]
     norms: tuple[eqx.nn.LayerNorm, ...]
     matmul_dtype: np.dtype | None = eqx.field(static=True)
@@ -55,7 +55,7 @@ class MLP(eqx.Module):
         shapes = list(itertools.pairwise([in_size, *[width] * depth, out_size]))
         keys = jax.random.split(key, len(shapes))
         init = jax.nn.initializers.glorot_uniform()
-        self.weights = tuple(init(key, shape).T for key, shape in zip(keys, shapes, strict=True))
+        self.weights = tuple(init(key, shape) for key, shape in zip(keys, shapes, strict=True))
         self.biases = tuple(jnp.zeros(outputs) for _, outputs in shapes)
         self.norms = tuple(eqx.nn.LayerNorm(width, eps=1e-6) for _ in range(depth * layer_norm))
 
@@ -71,10 +71,10 @@ def _forward(mlp: MLP, *inputs: Array) -> Array:
     last = len(mlp.weights) - 1
     for i, (weight, bias) in enumerate(zip(mlp.weights, mlp.biases, strict=True)):
         if mlp.matmul_dtype is not None and 0 < i < last:
-            product = x.astype(mlp.matmul_dtype) @ weight.T.astype(mlp.matmul_dtype)
+            product = x.astype(mlp.matmul_dtype) @ weight.astype(mlp.matmul_dtype)
             x = product.astype(x.dtype) + bias
         else:
-            x = x @ weight.T + bias
+            x = x @ weight + bias
         if i < last:
             x = jax.nn.gelu(x)
             x = mlp.norms[i](x) if mlp.norms else x

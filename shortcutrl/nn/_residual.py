@@ -23,15 +23,15 @@ EXPANSION = 4
 class Dense(eqx.Module):
     """A linear map and a bias of zeros, with weights as in the multilayer perceptron."""
 
-    weight: Float[Array, "outputs inputs"]
+    weight: Float[Array, "inputs outputs"]
     bias: Float[Array, " outputs"]
 
     def __init__(self, inputs: int, outputs: int, *, init: Callable[..., Array], key: PRNGKeyArray):
-        self.weight = init(key, (inputs, outputs)).T
+        self.weight = init(key, (inputs, outputs))
         self.bias = jnp.zeros(outputs)
 
     def __call__(self, x: Float[Array, " inputs"]) -> Float[Array, " outputs"]:
-        return x @ self.weight.T + self.bias
+        return x @ self.weight + self.bias
 
 
 class Block(eqx.Module):
