@@ -100,6 +100,11 @@ def test_missing_cells_are_shown_as_missing(table, file):
     }
 
 
+def test_methods_without_a_shared_task_are_not_compared(table):
+    scores = {"x": {"a": np.ones(2)}, "y": {"b": np.ones(2)}}
+    assert "| x |  | missing |" in table.markdown(scores, table.rows(scores, 10))
+
+
 def test_a_line_that_is_none_is_named(table, file):
     file.write_text(file.read_text() + "{}\n")
     with pytest.raises(ValueError, match=r"agents\.jsonl:13 is not a line of run\.py"):

@@ -123,7 +123,7 @@ def markdown(scores: Scores, table: list[dict[str, Any]]) -> str:
         lines.append(f"| {method} | " + " | ".join(shown) + f" | {middle} |")
     better = [
         f"| {x} | "
-        + " | ".join("" if x == y else f"{probability_of_improvement(scores[x], scores[y]):.2f}" for y in scores)
+        + " | ".join("" if x == y else _probability(probability_of_improvement(scores[x], scores[y])) for y in scores)
         + " |"
         for x in scores
     ]
@@ -151,6 +151,10 @@ def _cell(row: dict[str, Any] | None) -> str:
         return "missing"
     known = "" if row["published"] is None else f" [{row['published']:.0f}]"
     return f"{_estimate(row['mean'], row['low'], row['high'])}, n={row['runs']}{known}"
+
+
+def _probability(value: float) -> str:
+    return "missing" if np.isnan(value) else f"{value:.2f}"
 
 
 def _estimate(value: float, low: float, high: float) -> str:
