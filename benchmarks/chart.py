@@ -1,6 +1,6 @@
 """Draw the times in the tables that table.py printed, ours next to the authors' code.
 
-python benchmarks/chart.py docs/benchmarks-speed-one-core.md docs/benchmarks-speed-two-cores.md
+python benchmarks/chart.py docs/benchmarks-speed-one-core.md
 """
 
 import re
@@ -42,13 +42,15 @@ def main(
         times = medians(text)
         bars = updates.barh(list(UPDATES), [times[name] for name in UPDATES.values()], color=["C0", "C0", "C1", "C1"])
         updates.bar_label(bars, fmt="%.0f", padding=2)
-        updates.set(title=text.split(", ")[1].split(";")[0], xlabel="ms per update", xlim=(0, 190))
+        updates.set(title=text.split(", ")[1].split(";")[0], xlabel="ms per update")
+        updates.margins(x=0.15)
         for i, (whose, color) in enumerate((("ours", "C0"), ("SORL's code", "C1"))):
             places = [row + 0.4 * i for row in range(len(ACTIONS))]
             bars = actions.barh(places, [times[pair[i]] for pair in ACTIONS.values()], 0.4, color=color, label=whose)
             actions.bar_label(bars, fmt="%.2f", padding=2)
         actions.set_yticks([row + 0.2 for row in range(len(ACTIONS))], list(ACTIONS))
-        actions.set(xlabel="ms per action", xlim=(0, 4))
+        actions.set(xlabel="ms per action")
+        actions.margins(x=0.15)
     for axis in axes[:, 0]:
         axis.invert_yaxis()
     axes[1, -1].legend(loc="upper right")

@@ -1,6 +1,6 @@
 """Print the results of speed.py as a table in Markdown, with the machine and the versions.
 
-python benchmarks/table.py speed.json > docs/benchmarks-speed-two-cores.md
+python benchmarks/table.py speed.json > docs/benchmarks-speed-one-core.md
 """
 
 import json
