@@ -2,9 +2,12 @@
 
 import dataclasses
 import importlib.util
+import itertools
 import json
 import sys
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +15,9 @@ import numpy as np
 import pytest
 from running import ENV, finish, start
 
-from shortcutrl import Transition, algorithms
+from shortcutrl import Transition, algorithms, data
+from shortcutrl.runs import Run, read_rows
+from shortcutrl.suites import Task
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "ogbench"
 
@@ -135,18 +140,86 @@ def test_one_learning_rate_for_all_methods_replaces_the_published_optimizers(in_
         assert sorted(rates[2:], reverse=True) == rates[2:]
 
 
+TASKS = tuple(f"cube-single-play-singletask-task{task}-v0" for task in (1, 2))
+AGENTS = list(itertools.product(TASKS, (0, 1)))
+
+
+@pytest.fixture
+def run(in_folder, monkeypatch, tmp_path):
+    """run.py with two small tasks of one environment, which must not be made."""
+    module, rng, tasks = load("run"), np.random.default_rng(0), {}
+    file = tmp_path / "dataset.npz"
+    file.write_bytes(b"")
+    arrays = {"observations": rng.normal(size=(40, 3)), "actions": rng.uniform(-1, 1, (40, 2))}
+    for name in TASKS:
+        dataset = data.from_arrays(
+            **arrays, rewards=rng.normal(size=40), terminals=np.zeros(40), timeouts=np.arange(40) % 10 == 9
+        )
+        dataset = dataset._replace(mask=jnp.asarray(rng.random(40) < 0.8, jnp.float32))
+        tasks[name] = Task(dataset, lambda: pytest.fail("made an environment"), file)
+    monkeypatch.setattr(module.ogbench, "load", lambda name, episodes: tasks[name])
+    return module
+
+
+def small(run, out):
+    sizes = {"updates": 4, "updates_per_checkpoint": 2, "batch_size": 8, "width": 8, "depth": 1, "n_step": 2}
+    return run.Args(methods=("iql",), tasks=TASKS, out=out, episodes=0, **sizes)
+
+
+def test_agents_that_train_together_learn_what_they_learn_alone(run, tmp_path):
+    args, module, tasks = small(run, tmp_path), run.load("sorl"), run.load_tasks(TASKS, None)
+    assert tasks[TASKS[0]].dataset.obs is tasks[TASKS[1]].dataset.obs
+    states = {}
+    for place, size in (("together", 4), ("alone", 1)):
+        with ExitStack() as stack:
+            runs = [stack.enter_context(Run(tmp_path / place / task / str(seed), {})) for task, seed in AGENTS]
+            group = [run.Agent(task, seed, each) for (task, seed), each in zip(AGENTS, runs, strict=True)]
+            for first in range(0, 4, size):
+                run.train(args, module, module.Config(), tasks, group[first : first + size], 4, float("inf"))
+        assert [agent.run.step for agent in group] == [4] * 4
+        restored = [run.restore(args, module, module.Config(), tasks[agent.task].dataset, agent) for agent in group]
+        states[place] = [np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(state)]) for state in restored]
+    np.testing.assert_allclose(states["together"], states["alone"], rtol=1e-5, atol=1e-7)
+    assert all(np.abs(x - y).max() > 1e-4 for x, y in itertools.combinations(states["alone"], 2))
+
+
+def test_all_agents_of_an_environment_train_together_once_they_have_reached_the_same_update(run, tmp_path, monkeypatch):
+    args = small(run, tmp_path)
+    monkeypatch.setattr(run, "time", SimpleNamespace(monotonic=itertools.count().__next__))
+    assert run.agents(args, "iql", TASKS[:1], AGENTS[:1], 3) == 1  # on a CPU, until the first checkpoint
+    assert run.agents(args, "iql", TASKS, AGENTS, 3) == 4  # the time is up
+    monkeypatch.setattr(run.jax, "default_backend", lambda: "gpu")
+    assert run.agents(args, "iql", TASKS, AGENTS, float("inf")) == 0
+    folders = {(task, seed): tmp_path / "iql" / task / f"seed-{seed}" for task, seed in AGENTS}
+    trained = {key: read_rows(folder, "training") for key, folder in folders.items()}
+    together = {key: [(row["step"], row["together"]) for row in rows] for key, rows in trained.items()}
+    assert together == {key: [(2, 1 if key == AGENTS[0] else 3), (4, 4)] for key in AGENTS}
+    assert run.trained(SimpleNamespace(folder=folders[AGENTS[0]]))["seconds"] == sum(
+        row["seconds"] for row in trained[AGENTS[0]]
+    )
+    assert not list(tmp_path.glob("*.jsonl"))
+
+
 @pytest.mark.slow
 def test_agents_are_trained_and_evaluated_once(home, tmp_path):
     options = ["--methods", "bc", "ifql", "--tasks", ENV, "--seeds", "2", "--set", "ifql.num_candidates=2"]
     sizes = ["--updates", "2", "--updates-per-checkpoint", "1", "--width", "8", "--depth", "1"]
-    small = ["--data-episodes", "1", "--episodes", "1", "--processes", "1"]
-    for said in ("bc on", ""):
-        printed = finish(start(home, FOLDER / "run.py", *options, *sizes, *small, "--out", tmp_path))
+    small = ["--data-episodes", "1", "--processes", "1", "--out", tmp_path]
+    only_train, only_evaluate = ["--episodes", "0"], ["--episodes", "1", "--minutes", "0"]
+    for step, said in (
+        (only_evaluate, "4 agents of this"),
+        (only_train, "0 of 4"),
+        (only_evaluate, "bc on"),
+        ([], "4 of 4"),
+    ):
+        printed = finish(start(home, FOLDER / "run.py", *options, *sizes, *small, *step))
         assert said in printed
-        rows = [json.loads(row) for row in (tmp_path / "agents.jsonl").read_text().splitlines()]
-        assert [(row["method"], row["seed"]) for row in rows] == [("bc", 0), ("bc", 1), ("ifql", 0), ("ifql", 1)]
+        assert (tmp_path / "agents.jsonl").exists() == (said in ("bc on", "4 of 4"))
+    rows = [json.loads(row) for row in (tmp_path / "agents.jsonl").read_text().splitlines()]
+    assert [(row["method"], row["seed"]) for row in rows] == [("bc", 0), ("bc", 1), ("ifql", 0), ("ifql", 1)]
     assert rows[2]["config"]["num_candidates"] == 2
     assert {"sha256", "commit", "jax", "device", "seconds", "success"} <= rows[0].keys()
+    assert rows[0]["together"] == 1
 
 
 @pytest.mark.slow

@@ -2,13 +2,17 @@
 
     python benchmarks/ogbench/run.py --methods iql sorl --tasks scene-play-singletask-task2-v0 --seeds 4
 
-The same command resumes, and skips agents that are finished; --minutes bounds the time of one command. On accelerators
-the seeds of a method train in one vmapped program, on CPUs one after the other. Several machines that share the folder
-of the results each train a part of the agents: --share 0/4 is the first of four. A method is a name of
-`shortcutrl.algorithms`, or the path of your own file with the same contract.
+The same command resumes, and skips agents that are finished; --minutes bounds the training. On accelerators the agents
+of a method train in one vmapped program, for all tasks of an environment and all seeds; on CPUs one after the other.
+Each agent has its own folder, so any machine can continue: --episodes 0 only trains, and --minutes 0 only evaluates.
+Several machines that share the folder of the results each train a part of the agents: --share 0/4 is the first of four.
+A method is a name of `shortcutrl.algorithms`, or the path of your own file with the same contract.
+
+In a row, `dataset`, `commit` and `device` are those of the training. It took `seconds`, for `together` agents at once.
 """
 
 import dataclasses
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -18,10 +22,12 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +55,7 @@ class Args:
     label: str = ""  # appended to the method's name in the results, to tell changed settings apart
     out: Path = Path("runs/ogbench")  # the folder of checkpoints and of agents.jsonl
     share: str = "0/1"  # of the agents that this process trains, such as 3/4, the last of four
-    minutes: float = float("inf")  # after which no agent goes on training; the same command resumes
+    minutes: float = float("inf")  # after which no agent trains; the same command resumes
 
     updates: int = 50_000  # gradient steps
     batch_size: int = 256
@@ -59,7 +65,7 @@ class Args:
     learning_rate: float | None = None  # peak of the `optimizers` below; by default each method has its published ones
     data_episodes: int | None = None  # of a dataset generated locally; by default OGBench's number
     updates_per_checkpoint: int = 5_000
-    episodes: int = 50  # of the evaluation of each agent
+    episodes: int = 50  # of the evaluation of each agent; 0 only trains
     processes: int | None = None  # that hold the environments
 
 
@@ -119,47 +125,92 @@ def optimizers(args: Args, module: ModuleType) -> Any:
     )
 
 
-def train(args: Args, module: ModuleType, config: Any, dataset: data.Dataset, seeds: list[int], run: Run, end: float):
-    """The state of the agents after the last update, or None if the time was up; with a leading axis if several."""
-    sampling = {"n_step": args.n_step, "discount": getattr(config, "discount", 0.99)}
-    example = data.sample(dataset, jax.random.key(0), batch_size=1, **sampling)
+class Agent(NamedTuple):
+    task: str
+    seed: int
+    run: Run
+
+
+@functools.lru_cache(maxsize=1)
+def load_tasks(names: tuple[str, ...], episodes: int | None) -> dict[str, Task]:
+    """Tasks of one environment by their names. They share the arrays that relabelling does not change."""
+    tasks: dict[str, Task] = {}
+    for name in names:
+        task = ogbench.load(name, episodes=episodes)
+        first = next(iter(tasks.values()), task).dataset
+        tasks[name] = task._replace(dataset=first._replace(reward=task.dataset.reward, mask=task.dataset.mask))
+    return tasks
+
+
+def sampling(args: Args, config: Any) -> dict[str, Any]:
+    return {"n_step": args.n_step, "discount": getattr(config, "discount", 0.99)}
+
+
+def restore(args: Args, module: ModuleType, config: Any, dataset: data.Dataset, agent: Agent) -> Any:
+    """The state of the last checkpoint, or the initial one."""
+    example = data.sample(dataset, jax.random.key(0), batch_size=1, **sampling(args, config))
+    networks = module.networks(example, width=args.width, depth=args.depth, key=jax.random.key(agent.seed))
+    return agent.run.restore(module.init(networks, config=config, optimizers=optimizers(args, module)))
+
+
+@functools.cache  # compiled once for all agents that train one after the other
+def program(args: Args, module: ModuleType, config: Any, chunk: int, together: bool) -> Callable[..., Any]:
+    """`chunk` updates of one agent, or of several: state, seed, rewards and masks then have a leading axis."""
     options = {"config": config, "optimizers": optimizers(args, module)}
     share_jumps = "jumps_key" in inspect.signature(module.update).parameters
-
-    def start(seed):
-        networks = module.networks(example, width=args.width, depth=args.depth, key=jax.random.key(seed))
-        return module.init(networks, **options)
 
     def advance(state, seed, dataset, first):
         def one(state, step):
             batch_key, update_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), step))
             # One draw for all agents: under vmap, `lax.switch` would otherwise evaluate every branch.
             shared = {"jumps_key": jax.random.key(step)} if share_jumps else {}
-            batch = data.sample(dataset, batch_key, batch_size=args.batch_size, **sampling)
+            batch = data.sample(dataset, batch_key, batch_size=args.batch_size, **sampling(args, config))
             return module.update(state, batch, key=update_key, **options, **shared)
 
         state, info = jax.lax.scan(one, state, first + jnp.arange(chunk))
         return state, jax.tree.map(jnp.mean, info)
 
-    chunk = min(500, args.updates_per_checkpoint)
-    if len(seeds) > 1:
-        start, advance = jax.vmap(start), jax.vmap(advance, (0, 0, None, None))
-        which = jnp.array(seeds)
-    else:
-        which = jnp.array(seeds[0])
-    advance = jax.jit(advance, donate_argnums=0)
-    state = run.restore(start(which))
-    with tqdm(total=args.updates, initial=run.step, desc=run.folder.name, unit="update") as bar:
-        for done in range(run.step, args.updates, chunk):
-            state, info = jax.block_until_ready(advance(state, which, dataset, done))  # the bar shows finished updates
-            bar.update(chunk)
-            done += chunk
-            if done % args.updates_per_checkpoint == 0 or done >= args.updates:
-                run.log(done, {name: float(jnp.mean(value)) for name, value in info._asdict().items()})
-                run.save(done, state)
-                if time.monotonic() > end and done < args.updates:
-                    return None
-    return state
+    axes: Any = data.Dataset(None, None, 0, 0, None)  # pyright: ignore[reportArgumentType]
+    return jax.jit(jax.vmap(advance, (0, 0, axes, None)) if together else advance, donate_argnums=0)
+
+
+def train(
+    args: Args, module: ModuleType, config: Any, tasks: dict[str, Task], group: list[Agent], until: int, end: float
+) -> None:
+    """Train agents of one environment that have reached the same update, up to the update `until` or the time `end`."""
+    before, start, first = time.monotonic(), group[0].run.step, tasks[group[0].task]
+    chunk, together = min(500, args.updates_per_checkpoint), len(group) > 1
+    name = f"{len(group)} agents" if together else group[0].run.folder.name
+    advance = program(args, module, config, chunk, together)
+    stack = lambda *leaves: jnp.stack(leaves) if together else leaves[0]
+    state = jax.tree.map(stack, *(restore(args, module, config, first.dataset, agent) for agent in group))
+    seeds = stack(*(jnp.array(agent.seed) for agent in group))
+    rewards, masks = ([getattr(tasks[agent.task].dataset, name) for agent in group] for name in ("reward", "mask"))
+    dataset = first.dataset._replace(reward=stack(*rewards), mask=stack(*masks))
+    facts = {"dataset": Path(first.source).name, "sha256": checksum(Path(first.source)), "commit": commit()}
+    facts |= {"device": jax.devices()[0].device_kind, "together": len(group)}
+    with tqdm(total=args.updates, initial=start, desc=name, unit="update") as bar:
+        for done in range(start + chunk, until + chunk, chunk):
+            state, info = jax.block_until_ready(advance(state, seeds, dataset, done - chunk))
+            bar.update(chunk)  # finished updates
+            if done % args.updates_per_checkpoint and done < until:
+                continue
+            seconds, before = time.monotonic() - before, time.monotonic()
+            saved = jax.device_get((state, info))
+            for i, agent in enumerate(group):
+                part, means = jax.tree.map(lambda leaf: leaf[i], saved) if together else saved  # noqa: B023
+                agent.run.log(done, {name: float(value) for name, value in means._asdict().items()})
+                append_row(agent.run.folder, "training", {"step": done, "seconds": seconds, **facts})
+                agent.run.save(done, part)
+            if time.monotonic() > end:
+                return
+
+
+def trained(run: Run) -> dict[str, Any]:
+    """The facts of the last part of a training, and the seconds of all parts."""
+    rows = {row.pop("step"): row for row in read_rows(run.folder, "training")}  # a part that was repeated counts once
+    *_, last = rows.values()
+    return last | {"seconds": sum(row["seconds"] for row in rows.values())}
 
 
 def noise_shape(module: ModuleType, config: Any, size: int, chosen: dict[str, Any]) -> tuple[int, ...]:
@@ -168,11 +219,13 @@ def noise_shape(module: ModuleType, config: Any, size: int, chosen: dict[str, An
     return (size,) if shape is None else shape(size, config=config, **chosen)
 
 
+@functools.cache
 def checksum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@functools.cache
 def commit() -> str:
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
@@ -192,44 +245,46 @@ def table_name(args: Args) -> str:
 
 
 def finished(args: Args) -> set[tuple[str, str, int]]:
-    rows = [
-        row
-        for path in args.out.glob("agents*.jsonl")
-        if path.stem.isidentifier()
-        for row in read_rows(args.out, path.stem)
-    ]
-    return {(row["method"], row["task"], row["seed"]) for row in rows}
+    tables = [path.stem for path in args.out.glob("agents*.jsonl") if path.stem.isidentifier()]
+    return {(row["method"], row["task"], row["seed"]) for table in tables for row in read_rows(args.out, table)}
 
 
-def agents(args: Args, method: str, task: Task, name: str, seeds: list[int], pool: EnvPool, end: float) -> None:
-    """Train and evaluate the seeds of one method on one task that are missing."""
-    module, label = load(method), Path(method).stem + args.label
-    config, chosen = configure(args, module, method, name), options(args.act, method, "act")
-    missing = [seed for seed in seeds if (label, name, seed) not in finished(args)]
-    groups = [missing] if jax.default_backend() != "cpu" else [[seed] for seed in missing]
-    size, source = task.dataset.action.shape[-1], Path(task.source)
-    for seeds in filter(None, groups):
-        sizes = {
-            key: getattr(args, key) for key in ("updates", "batch_size", "width", "depth", "n_step", "learning_rate")
-        }
-        settings = {"config": dataclasses.asdict(config), "act": chosen, "seeds": seeds, **sizes}
-        before = time.monotonic()
-        with Run(args.out / label / name / f"seed-{'-'.join(map(str, seeds))}", settings) as run:
-            resumed = run.step
-            state = train(args, module, config, task.dataset, seeds, run, end)
-        if state is None:
-            return
-        seconds = time.monotonic() - before
-        for i, seed in enumerate(seeds):
-            each = state if len(seeds) == 1 else jax.tree.map(lambda leaf: leaf[i], state)  # noqa: B023
-            actor = keyed(module.actor(each, config=config, **chosen), noise_shape(module, config, size, chosen))
-            result: Evaluation = evaluate(actor, pool, episodes=args.episodes)
-            row = {"method": label, "task": name, "seed": seed, **settings, "seconds": seconds, "resumed_at": resumed}
-            row |= {"dataset": source.name, "sha256": checksum(source), "commit": commit()}
-            row |= {package: version(package) for package in ("shortcutrl", "jax", "ogbench", "mujoco")}
-            row |= {"device": jax.devices()[0].device_kind, "success": result.success.astype(int).tolist()}
-            append_row(args.out, table_name(args), row)
-            print(f"{label} on {name}, seed {seed}: success {result.success_rate:.2f}", flush=True)
+def agents(args: Args, method: str, names: tuple[str, ...], mine: list[tuple[str, int]], end: float) -> int:
+    """Train and evaluate those agents of a method that are missing, and return how many are left to train.
+
+    `names` are tasks of one environment, and `mine` a task and a seed for each agent.
+    """
+    module, label, done = load(method), Path(method).stem + args.label, finished(args)
+    config, chosen = configure(args, module, method, names[0]), options(args.act, method, "act")
+    settings = {"config": dataclasses.asdict(config), "act": chosen} | {key: getattr(args, key) for key in TRAINING}
+    with ExitStack() as stack:
+        missing = [
+            Agent(task, seed, stack.enter_context(Run(folder / f"seed-{seed}", {"seed": seed, **settings})))
+            for task, seed in mine
+            if (label, task, seed) not in done and (folder := args.out / label / task)
+        ]
+        while (left := [agent for agent in missing if agent.run.step < args.updates]) and time.monotonic() < end:
+            tasks, least = load_tasks(names, args.data_episodes), min(agent.run.step for agent in left)
+            group = [agent for agent in left if agent.run.step == least]
+            if jax.default_backend() == "cpu":
+                group = group[:1]
+            # Up to the update that others have reached: from there on, they train together.
+            until = min((agent.run.step for agent in left if agent.run.step > least), default=args.updates)
+            train(args, module, config, tasks, group, until, end)
+        ready = [agent for agent in missing if agent.run.step >= args.updates and args.episodes != 0]
+        for name, group in itertools.groupby(ready, lambda agent: agent.task):
+            task = load_tasks(names, args.data_episodes)[name]
+            shape = noise_shape(module, config, task.dataset.action.shape[-1], chosen)
+            with EnvPool(task.make_env, processes=args.processes) as pool:
+                for agent in group:
+                    state = restore(args, module, config, task.dataset, agent)
+                    actor = keyed(module.actor(state, config=config, **chosen), shape)
+                    result: Evaluation = evaluate(actor, pool, episodes=args.episodes)
+                    row = {"method": label, "task": name, "seed": agent.seed, **settings, **trained(agent.run)}
+                    row |= {package: version(package) for package in ("shortcutrl", "jax", "ogbench", "mujoco")}
+                    append_row(args.out, table_name(args), row | {"success": result.success.astype(int).tolist()})
+                    print(f"{label} on {name}, seed {agent.seed}: success {result.success_rate:.2f}", flush=True)
+        return len(left)
 
 
 def main() -> None:
@@ -241,16 +296,18 @@ def main() -> None:
         which, count = parse_share(args.share)
         args.out.mkdir(parents=True, exist_ok=True)
         every = list(itertools.product(args.tasks, args.methods, range(args.seeds)))
+        groups: dict[str, list[str]] = {}  # the tasks that train together, by environment
         for name in args.tasks:
-            task = ogbench.load(name, episodes=args.data_episodes)
-            with EnvPool(task.make_env, processes=args.processes) as pool:
-                for method in args.methods:
-                    seeds = [seed for *cell, seed in every[which::count] if cell == [name, method]]
-                    if time.monotonic() < end:
-                        agents(args, method, task, name, seeds, pool, end)
+            environment = name if jax.default_backend() == "cpu" else name.split("-singletask")[0]
+            groups.setdefault(environment, []).append(name)
+        untrained = 0
+        for names, method in itertools.product(groups.values(), args.methods):
+            mine = [(name, seed) for name, of, seed in every[which::count] if name in names and of == method]
+            untrained += agents(args, method, tuple(names), mine, end)
         done = finished(args)
         left = sum((Path(method).stem + args.label, name, seed) not in done for name, method, seed in every)
         print(f"{len(every) - left} of {len(every)} agents are finished, those of other processes included")
+        print(f"{untrained} agents of this process are left to train")
     except (ValueError, OSError) as error:
         sys.exit(f"run.py (share {args.share}): {error}")
     except KeyboardInterrupt:
