@@ -98,7 +98,7 @@ def ours(module: ModuleType, dataset: data.Dataset, batch: Transition, width: in
     flops = sum(
         count * pass_flops(getattr(networks, name)) for name, count in PASSES[module.__name__.split(".")[-1]].items()
     )
-    return {"scan": lambda: scan(state, keys), "loop": loop}, BATCH * flops
+    return {"scan": partial(scan, state, keys), "loop": loop}, BATCH * flops
 
 
 def theirs(path: Path, method: str, batch: Transition, width: int, depth: int) -> Callable[[], Any]:

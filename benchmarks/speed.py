@@ -62,11 +62,16 @@ KN = [(1, 1), (4, 8), (8, 8), (8, 32)]
 jumps_and_candidates = pytest.mark.parametrize(("k", "n"), KN, ids=[f"k={k}, n={n}" for k, n in KN])
 
 
-def floor(rows: int, width: int, flops: float) -> float:
-    """The seconds that `flops` operations take in products (rows, width) x (width, width), measured at this moment."""
-    count = flops / (2 * rows * width**2)
+def floor(rows: int, width: int, flops: float, agents: int = 1) -> float:
+    """The seconds that `flops` operations take in products (rows, width) x (width, width), measured at this moment.
+
+    With `agents`, in products of all of them at once.
+    """
+    count = flops / (2 * agents * rows * width**2)
     timed = max(1, min(10, round(count / 4)))  # times four
-    weights = [jax.random.normal(key, (width, width)) / width**0.5 for key in jax.random.split(jax.random.key(0), 4)]
+    axis = () if agents == 1 else (agents,)
+    shape = (*axis, width, width)
+    weights = [jax.random.normal(key, shape) / width**0.5 for key in jax.random.split(jax.random.key(0), 4)]
 
     @jax.jit
     def products(x, weights):
@@ -75,7 +80,7 @@ def floor(rows: int, width: int, flops: float) -> float:
                 x = x @ weight
         return x
 
-    x, took = jnp.ones((rows, width)), []
+    x, took = jnp.ones((*axis, rows, width)), []
     jax.block_until_ready(products(x, weights))
     while sum(took) < 0.5 or len(took) < 5:
         start = time.perf_counter()
@@ -120,12 +125,12 @@ def scan(config: sorl.Config):
     return many_updates
 
 
-def even_keys(config: sorl.Config, count: int, update_key: Callable[..., Any] = lambda key: key) -> jax.Array:
-    """Keys with which SORL draws each number of jumps equally often; `update_key(key)` is the key of the update."""
+def even_keys(config: sorl.Config, count: int, keys_of: Callable[..., Any] = lambda key: {"key": key}) -> jax.Array:
+    """Keys with which SORL draws each number of jumps equally often; `keys_of(key)` are the keys of an update."""
     one, sizes = jnp.ones((1, 1)), int(config.max_jumps).bit_length()
     batch = Transition(one, one, one[0], one[0], one)
     candidates = jax.random.split(jax.random.key(3), 64 * sizes**2)
-    drawn = jax.vmap(lambda key: jnp.stack(sorl.draw(update_key(key), batch, config=config)[:2]))(candidates)
+    drawn = jax.vmap(lambda key: jnp.stack(sorl.draw(**keys_of(key), batch=batch, config=config)[:2]))(candidates)
     i = np.arange(count)
     wanted = 2 ** np.stack([i % sizes, (i + i // sizes) % sizes], axis=-1)
     matches = (np.asarray(drawn) == wanted[:, None]).all(axis=-1)
@@ -135,7 +140,12 @@ def even_keys(config: sorl.Config, count: int, update_key: Callable[..., Any] = 
 
 def second_key(key):
     """The key of the update in `one_update`."""
-    return jax.random.split(key)[1]
+    return {"key": jax.random.split(key)[1]}
+
+
+def shared_key(key):
+    """The keys of an update where `key` chooses the jumps of all agents."""
+    return {"key": key, "jumps_key": key}
 
 
 KEYS = even_keys(sorl.Config(), UPDATES, second_key)

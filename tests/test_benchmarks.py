@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -70,16 +71,37 @@ def test_every_program_for_an_accelerator_is_compiled_and_timed(monkeypatch):
     """A few small ones; the others differ in their sizes."""
     monkeypatch.syspath_prepend(BENCHMARKS)
     accelerator = importlib.import_module("accelerator")
-    monkeypatch.setattr(accelerator, "floor", lambda rows, width, flops: flops / 1e9)
-    args = accelerator.Args(width=8, depth=1, updates=2, agents=(2,), observations=(3,))
-    made = dict(accelerator.cases(args))
+    monkeypatch.setattr(accelerator, "floor", lambda rows, width, flops, agents: flops / 1e9)
+    args = accelerator.Args(width=8, depth=1, updates=16, agents=(2,), observations=(3,))
+    made = {name: (precision, make) for name, precision, make in accelerator.cases(args)}
     assert {f"update of {name}" for name in accelerator.PASSES} < made.keys()
-    for name in ("update of one of 2 agents", "update, M_BTT = 1", "best of 32, k = 8, 3 observations", "update of bc"):
-        row = accelerator.measure(name, made[name](), repeats=1, width=8)
+    agents = "update of one of 2 agents, bfloat16"
+    for name in (agents, "update, M_BTT = 1", "best of 32, k = 8, 3 observations", "update of bc"):
+        precision, make = made[name]
+        case, call, said = accelerator.prepare(make, precision)
+        row = accelerator.measure(case, call, said, precision, repeats=1, width=8)
         assert row["milliseconds"] > 0
         assert row["floor"] > 0
+        assert row["compile_s"] > 0
         assert "kernels" not in row  # without a GPU
-    assert made["update of one of 2 agents"]().per == 2
+        assert name != agents or case.per == 2 * 16
+
+
+def test_programs_that_are_not_compiled_in_time_are_left_out(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    accelerator = importlib.import_module("accelerator")
+    wait = threading.Event()
+    names = ["ready", "broken", "slow", "waiting"]
+    makes = [lambda: 1, lambda: 1 // 0, wait.wait, wait.wait]
+    monkeypatch.setattr(accelerator, "cases", lambda args: zip(names, [None] * 4, makes, strict=True))
+    monkeypatch.setattr(accelerator, "prepare", lambda make, precision: make())
+    jobs = accelerator.prepare_all(accelerator.Args(threads=1), seconds=1.0)
+    ready, broken, slow, waiting = (job for _, job in jobs.values())
+    assert ready.result() == 1
+    assert isinstance(broken.exception(), ZeroDivisionError)
+    assert not slow.done()
+    assert waiting.cancelled()
+    wait.set()
 
 
 ONE_BRANCH = {"rebrac": {"policy": 1 + 3, "critic": 1 + 3 + 2}, "sorl": {"policy": 1 + 3 + 5 + 3, "critic": 1 + 3 + 2}}
