@@ -184,7 +184,7 @@ def test_agents_that_train_together_learn_what_they_learn_alone(run, tmp_path):
 
 
 def test_all_agents_of_an_environment_train_together_once_they_have_reached_the_same_update(run, tmp_path, monkeypatch):
-    args = small(run, tmp_path)
+    args = dataclasses.replace(small(run, tmp_path), updates=3)
     monkeypatch.setattr(run, "time", SimpleNamespace(monotonic=itertools.count().__next__))
     assert run.agents(args, "iql", TASKS[:1], AGENTS[:1], 3) == 1  # on a CPU, until the first checkpoint
     assert run.agents(args, "iql", TASKS, AGENTS, 3) == 4  # the time is up
@@ -193,11 +193,24 @@ def test_all_agents_of_an_environment_train_together_once_they_have_reached_the_
     folders = {(task, seed): tmp_path / "iql" / task / f"seed-{seed}" for task, seed in AGENTS}
     trained = {key: read_rows(folder, "training") for key, folder in folders.items()}
     together = {key: [(row["step"], row["together"]) for row in rows] for key, rows in trained.items()}
-    assert together == {key: [(2, 1 if key == AGENTS[0] else 3), (4, 4)] for key in AGENTS}
+    assert together == {key: [(2, 1 if key == AGENTS[0] else 3), (3, 4)] for key in AGENTS}
     assert run.trained(SimpleNamespace(folder=folders[AGENTS[0]]))["seconds"] == sum(
         row["seconds"] for row in trained[AGENTS[0]]
     )
     assert not list(tmp_path.glob("*.jsonl"))
+
+
+def test_agents_on_a_cpu_train_one_after_the_other(run, tmp_path, monkeypatch):
+    trained = []
+
+    def train(args, module, config, tasks, group, until, end):
+        for agent in group:
+            trained.append((agent.task, agent.seed, until))
+            agent.run.step += 2  # as if interrupted after the first checkpoint
+
+    monkeypatch.setattr(run, "train", train)
+    assert run.agents(small(run, tmp_path), "iql", TASKS, AGENTS, float("inf")) == 0
+    assert trained == [(task, seed, 4) for task, seed in AGENTS for _ in range(2)]
 
 
 @pytest.mark.slow

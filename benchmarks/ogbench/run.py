@@ -4,7 +4,7 @@
 
 The same command resumes, and skips agents that are finished; --minutes bounds the training. On accelerators the agents
 of a method train in one vmapped program, for all tasks of an environment and all seeds; on CPUs one after the other.
-Each agent has its own folder, so any machine can continue: --episodes 0 only trains, and --minutes 0 only evaluates.
+Each agent has its own folder, so any machine can resume: --episodes 0 only trains, and --minutes 0 only evaluates.
 Several machines that share the folder of the results each train a part of the agents: --share 0/4 is the first of four.
 A method is a name of `shortcutrl.algorithms`, or the path of your own file with the same contract.
 
@@ -154,8 +154,8 @@ def restore(args: Args, module: ModuleType, config: Any, dataset: data.Dataset, 
 
 
 @functools.cache  # compiled once for all agents that train one after the other
-def program(args: Args, module: ModuleType, config: Any, chunk: int, together: bool) -> Callable[..., Any]:
-    """`chunk` updates of one agent, or of several: state, seed, rewards and masks then have a leading axis."""
+def program(args: Args, module: ModuleType, config: Any, count: int, together: bool) -> Callable[..., Any]:
+    """`count` updates of one agent, or of several: state, seed, rewards and masks then have a leading axis."""
     options = {"config": config, "optimizers": optimizers(args, module)}
     share_jumps = "jumps_key" in inspect.signature(module.update).parameters
 
@@ -167,7 +167,7 @@ def program(args: Args, module: ModuleType, config: Any, chunk: int, together: b
             batch = data.sample(dataset, batch_key, batch_size=args.batch_size, **sampling(args, config))
             return module.update(state, batch, key=update_key, **options, **shared)
 
-        state, info = jax.lax.scan(one, state, first + jnp.arange(chunk))
+        state, info = jax.lax.scan(one, state, first + jnp.arange(count))
         return state, jax.tree.map(jnp.mean, info)
 
     axes: Any = data.Dataset(None, None, 0, 0, None)  # pyright: ignore[reportArgumentType]
@@ -178,10 +178,10 @@ def train(
     args: Args, module: ModuleType, config: Any, tasks: dict[str, Task], group: list[Agent], until: int, end: float
 ) -> None:
     """Train agents of one environment that have reached the same update, up to the update `until` or the time `end`."""
-    before, start, first = time.monotonic(), group[0].run.step, tasks[group[0].task]
-    chunk, together = min(500, args.updates_per_checkpoint), len(group) > 1
-    name = f"{len(group)} agents" if together else group[0].run.folder.name
-    advance = program(args, module, config, chunk, together)
+    before, done, first = time.monotonic(), group[0].run.step, tasks[group[0].task]
+    together = len(group) > 1
+    *_, label, task, seed = group[0].run.folder.parts
+    name = f"{label}, {len(group)} agents" if together else f"{label}, {task}, {seed}"
     stack = lambda *leaves: jnp.stack(leaves) if together else leaves[0]
     state = jax.tree.map(stack, *(restore(args, module, config, first.dataset, agent) for agent in group))
     seeds = stack(*(jnp.array(agent.seed) for agent in group))
@@ -189,10 +189,13 @@ def train(
     dataset = first.dataset._replace(reward=stack(*rewards), mask=stack(*masks))
     facts = {"dataset": Path(first.source).name, "sha256": checksum(Path(first.source)), "commit": commit()}
     facts |= {"device": jax.devices()[0].device_kind, "together": len(group)}
-    with tqdm(total=args.updates, initial=start, desc=name, unit="update") as bar:
-        for done in range(start + chunk, until + chunk, chunk):
-            state, info = jax.block_until_ready(advance(state, seeds, dataset, done - chunk))
-            bar.update(chunk)  # finished updates
+    with tqdm(total=args.updates, initial=done, desc=name, unit="update") as bar:
+        while done < until:
+            count = min(500, args.updates_per_checkpoint - done % args.updates_per_checkpoint, until - done)
+            advance = program(args, module, config, count, together)
+            state, info = jax.block_until_ready(advance(state, seeds, dataset, done))
+            done += count
+            bar.update(count)  # finished updates
             if done % args.updates_per_checkpoint and done < until:
                 continue
             seconds, before = time.monotonic() - before, time.monotonic()
@@ -257,19 +260,20 @@ def agents(args: Args, method: str, names: tuple[str, ...], mine: list[tuple[str
     module, label, done = load(method), Path(method).stem + args.label, finished(args)
     config, chosen = configure(args, module, method, names[0]), options(args.act, method, "act")
     settings = {"config": dataclasses.asdict(config), "act": chosen} | {key: getattr(args, key) for key in TRAINING}
+    folder = args.out / label
     with ExitStack() as stack:
         missing = [
-            Agent(task, seed, stack.enter_context(Run(folder / f"seed-{seed}", {"seed": seed, **settings})))
+            Agent(task, seed, stack.enter_context(Run(folder / task / f"seed-{seed}", {"seed": seed, **settings})))
             for task, seed in mine
-            if (label, task, seed) not in done and (folder := args.out / label / task)
+            if (label, task, seed) not in done
         ]
         while (left := [agent for agent in missing if agent.run.step < args.updates]) and time.monotonic() < end:
             tasks, least = load_tasks(names, args.data_episodes), min(agent.run.step for agent in left)
             group = [agent for agent in left if agent.run.step == least]
-            if jax.default_backend() == "cpu":
-                group = group[:1]
             # Up to the update that others have reached: from there on, they train together.
             until = min((agent.run.step for agent in left if agent.run.step > least), default=args.updates)
+            if jax.default_backend() == "cpu":
+                group, until = left[:1], args.updates
             train(args, module, config, tasks, group, until, end)
         ready = [agent for agent in missing if agent.run.step >= args.updates and args.episodes != 0]
         for name, group in itertools.groupby(ready, lambda agent: agent.task):
@@ -306,7 +310,7 @@ def main() -> None:
             untrained += agents(args, method, tuple(names), mine, end)
         done = finished(args)
         left = sum((Path(method).stem + args.label, name, seed) not in done for name, method, seed in every)
-        print(f"{len(every) - left} of {len(every)} agents are finished, those of other processes included")
+        print(f"{len(every) - left} of {len(every)} agents are trained and evaluated, by all processes")
         print(f"{untrained} agents of this process are left to train")
     except (ValueError, OSError) as error:
         sys.exit(f"run.py (share {args.share}): {error}")
