@@ -6,11 +6,12 @@ python benchmarks/accelerator.py --sorl PATH --fql PATH
 Takes at most eight minutes on one GPU, needs no network, and creates its data. Writes a table in Markdown, and in
 JSON. The second command also measures the updates of checkouts of the authors' code and of FQL's, whose requirements
 must be installed. First, threads compile all programs; then each is measured alone. Programs that are not compiled
-after two thirds of the time are left out, and listed.
+after two thirds of the time are left out, and listed. They may still compile while the others are measured.
 """
 
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import tyro
 from methods import PASSES, UPDATES, ours, theirs
-from speed import ACTION, BATCH, OBS, Size, dataset, even_keys, floor, one_update, second_key, shared_key, start
+from speed import ACTION, BATCH, OBS, Size, dataset, even_keys, floor, memory, one_update, second_key, shared_key, start
 
 from shortcutrl import algorithms, best_of_n, data, rollout_k
 
@@ -144,7 +145,7 @@ def prepare(make: Callable[[], Case], precision: str | None) -> tuple[Case, Call
             jax.block_until_ready(case.program())  # compiles what it calls
             return case, case.program, {}
         compiled = case.program.lower(*case.args).compile()
-    said = {"compile_s": time.perf_counter() - began, "memory_mb": compiled.memory_analysis().temp_size_in_bytes / 1e6}
+    said = {"compile_s": time.perf_counter() - began, "memory_mb": memory(compiled) / 1e6}
     return case, partial(compiled, *case.args), said
 
 
@@ -220,20 +221,21 @@ def main() -> None:
     args, began = tyro.cli(Args, description=__doc__), time.monotonic()
     device = jax.devices()[0]
     versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "jaxlib", "equinox", "optax"))
-    machine = f"{device.device_kind}; {' '.join(device.client.platform_version.split())}; {versions}."
-    flags = os.environ.get("XLA_FLAGS", "")
-    machine = f"{machine[:-1]}; {flags or 'no XLA_FLAGS'}."
+    flags = os.environ.get("XLA_FLAGS") or "no XLA_FLAGS"
+    machine = f"{device.device_kind}; {' '.join(device.client.platform_version.split())}; {versions}; {flags}."
     rows, left_out, failed = [], [], []
     for name, (precision, job) in prepare_all(args, 40 * args.minutes).items():
         if not job.done() or job.cancelled() or time.monotonic() - began > 60 * args.minutes:
             left_out.append(name)
-        elif (error := job.exception()) is not None:
-            failed.append(f"{name} ({type(error).__name__}: {str(error).splitlines()[0]})")
-        else:
+            continue
+        try:
             case, call, said = job.result()
             row = measure(case, call, said, precision, repeats=args.repeats, width=args.width)
-            rows.append({"name": name, **row})
-            print(rows[-1], flush=True)
+        except Exception as error:  # such as too little memory, which must not lose the other rows
+            failed.append(f"{name} ({type(error).__name__}: {str(error).partition(chr(10))[0]})")
+            continue
+        rows.append({"name": name, **row})
+        print(rows[-1], flush=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.with_suffix(".md").write_text(table(rows, machine, left_out + failed))
     results = {"machine": machine, "rows": rows, "left_out": left_out, "failed": failed}
@@ -243,3 +245,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    sys.stdout.flush()
+    os._exit(0)  # Python would wait for the threads that still compile

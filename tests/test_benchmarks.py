@@ -104,6 +104,29 @@ def test_programs_that_are_not_compiled_in_time_are_left_out(monkeypatch):
     wait.set()
 
 
+def test_a_program_that_fails_does_not_lose_the_others(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    accelerator = importlib.import_module("accelerator")
+
+    def fail(*_):
+        raise AssertionError  # without a message
+
+    runs = {"good": lambda: 1.0, "bad": fail}
+    cases = [(name, None, lambda run=run: (accelerator.Case(run, (), 1), run, {})) for name, run in runs.items()]
+    cases.append(("broken", None, lambda: 1 // 0))
+    monkeypatch.setattr(accelerator, "cases", lambda args: cases)
+    monkeypatch.setattr(accelerator, "prepare", lambda make, precision: make())
+    monkeypatch.setattr("sys.argv", ["accelerator.py", "--out", str(tmp_path / "out")])
+    accelerator.main()
+    results = json.loads((tmp_path / "out.json").read_text())
+    assert [row["name"] for row in results["rows"]] == ["good"]
+    assert [text.partition(":")[0] for text in results["failed"]] == [
+        "bad (AssertionError",
+        "broken (ZeroDivisionError",
+    ]
+    assert "Left out: bad" in (tmp_path / "out.md").read_text()
+
+
 ONE_BRANCH = {"rebrac": {"policy": 1 + 3, "critic": 1 + 3 + 2}, "sorl": {"policy": 1 + 3 + 5 + 3, "critic": 1 + 3 + 2}}
 """The passes where the compiler counts one branch: of ReBRAC with its policy, and of SORL with one jump."""
 
