@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from running import ENV, finish, start
 
@@ -257,7 +258,10 @@ def test_a_share_that_is_none_is_named(home, tmp_path, share):
 
 
 REPOSITORY = """
+from dataclasses import dataclass, replace
+from functools import partial
 from types import SimpleNamespace
+from typing import Any
 import jax, jax.numpy as jnp, equinox as eqx
 
 
@@ -267,25 +271,42 @@ class Options(SimpleNamespace):
 
 
 def get_config():
-    return Options(actor_hidden_dims=(), value_hidden_dims=(), alpha=10.0, discount=0.9)
+    return Options(actor_hidden_dims=(), value_hidden_dims=(), alpha=10.0, discount=0.9, tau=0.1)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["params", "opt_state"], meta_fields=["tx"])
+@dataclass
+class TrainState:
+    params: dict
+    opt_state: Any = None
+    tx: Any = None
+
+    def replace(self, **fields):
+        return replace(self, **fields)
 
 
 class FQLAgent(eqx.Module):
-    mean: jax.Array
-    target: jax.Array
+    network: TrainState
     options: tuple = eqx.field(static=True)
 
     @staticmethod
     def create(seed, obs, action, options):
         mean = jnp.zeros(action.shape[1:])
-        return FQLAgent(mean, mean, (options.alpha, options.discount, options.actor_hidden_dims))
+        options = options.alpha, options.discount, options.tau, options.actor_hidden_dims
+        return FQLAgent(TrainState({"actor": mean, "target": mean}), options)
+
+    def replace(self, network):
+        return FQLAgent(network, self.options)
 
     def update(self, batch):
-        mean = batch["actions"].mean(axis=0)
-        return FQLAgent(mean, mean, self.options), {"critic/q_mean": batch["rewards"].mean()}
+        gradients = {name: 1e3 * (i + 1) * jnp.ones(2) for i, name in enumerate(self.network.params)}
+        updates, opt_state = self.network.tx.update(gradients, self.network.opt_state)
+        params = {name: value + updates[name] for name, value in self.network.params.items()}
+        network = self.network.replace(params=params, opt_state=opt_state)
+        return self.replace(network), {"critic/q_mean": batch["rewards"].mean()}
 
     def sample_actions(self, obs, seed, temperature):
-        return self.mean + 0.01 * temperature * jax.random.normal(seed, self.mean.shape)
+        return self.network.params["actor"] + 0.01 * temperature * jax.random.normal(seed, (2,))
 """
 
 
@@ -302,15 +323,18 @@ def test_agents_of_a_checkout_of_the_fql_repository_fit_the_contract(monkeypatch
     (tmp_path / "agents").mkdir()
     (tmp_path / "agents" / "fql.py").write_text(REPOSITORY)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    state = module.init(networks, config=config, optimizers=module.OPTIMIZERS)
-    assert state.options == (3.0, 0.99, (8, 8))
-    assert state.mean is not state.target  # run.py donates the state
-    state, info = module.update(state, batch, config=config, optimizers=module.OPTIMIZERS, key=jax.random.key(0))
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.5))
+    state = module.init(networks, config=config, optimizers=optimizer)
+    assert state.options == (3.0, 0.99, 0.005, (8, 8))
+    assert state.network.params["actor"] is not state.network.params["target"]  # run.py donates the state
+    state, info = module.update(state, batch, config=config, optimizers=optimizer, key=jax.random.key(0))
     assert info.q == 1
+    for params in state.network.params.values():  # each network clips its own gradient
+        np.testing.assert_allclose(params, -0.5 / np.sqrt(2), rtol=1e-5)
     act, noise = (
         module.actor(state, config=config),
         jax.random.normal(jax.random.key(0), (2, *module.noise_shape(2, config=config))),
     )
     actions = jax.vmap(lambda noise: act(jnp.ones(3), noise))(noise)
-    np.testing.assert_allclose(actions, 0.5, atol=0.1)
+    np.testing.assert_allclose(actions, -0.5 / np.sqrt(2), atol=0.1)
     assert (actions[0] != actions[1]).all()

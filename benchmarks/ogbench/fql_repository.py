@@ -16,9 +16,10 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 AGENTS = {"fql": "FQLAgent", "iql": "IQLAgent", "ifql": "IFQLAgent"}
-OPTIMIZERS = ()  # the agents have their own
+OPTIMIZERS = optax.adam(3e-4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Config:
     alpha: float | None = None  # of FQL and IQL; by default the repository's
     num_samples: int | None = None  # of IFQL
     discount: float = 0.99
+    tau: float = 0.005
 
 
 class Info(NamedTuple):
@@ -56,6 +58,10 @@ def init(networks: Any, *, config: Config, optimizers: Any) -> Any:
             options[field.name] = getattr(config, field.name)
     seed = int(jax.random.key_data(key)[-1])
     agent = getattr(module, AGENTS[config.agent]).create(seed, example.obs, example.action, options)
+    # One optimizer per network, as ours: each clips its own gradient.
+    params = agent.network.params
+    tx = optax.partition(dict.fromkeys(params, optimizers), lambda params: {name: name for name in params})
+    agent = agent.replace(network=agent.network.replace(tx=tx, opt_state=tx.init(params)))
     return jax.tree.map(jnp.array, agent)  # copies: run.py donates the state, in which targets share their buffers
 
 
