@@ -127,10 +127,10 @@ def test_the_figure_is_drawn(table, file, tmp_path):
 
 
 def test_one_learning_rate_for_all_methods_replaces_the_published_optimizers(in_folder):
-    run = load("run")
-    args = run.Args(methods=("sorl",), tasks=(ENV,), updates=20)
-    assert run.optimizers(args, algorithms.sorl) is algorithms.sorl.OPTIMIZERS
-    chosen = run.optimizers(dataclasses.replace(args, learning_rate=1e-2), algorithms.iql)
+    settings = load("settings")
+    args = settings.Args(methods=("sorl",), tasks=(ENV,), updates=20)
+    assert settings.optimizers(args, algorithms.sorl) is algorithms.sorl.OPTIMIZERS
+    chosen = settings.optimizers(dataclasses.replace(args, learning_rate=1e-2), algorithms.iql)
     assert isinstance(chosen, type(algorithms.iql.OPTIMIZERS))
     for optimizer in chosen:
         state, rates = optimizer.init(jnp.zeros(1)), []
@@ -158,7 +158,8 @@ def run(in_folder, monkeypatch, tmp_path):
         )
         dataset = dataset._replace(mask=jnp.asarray(rng.random(40) < 0.8, jnp.float32))
         tasks[name] = Task(dataset, lambda: pytest.fail("made an environment"), file)
-    monkeypatch.setattr(module.ogbench, "load", lambda name, episodes: tasks[name])
+    monkeypatch.setattr("shortcutrl.suites.ogbench.load", lambda name, episodes: tasks[name])
+    module.load_tasks.cache_clear()
     return module
 
 
@@ -186,7 +187,9 @@ def test_agents_that_train_together_learn_what_they_learn_alone(run, tmp_path):
 
 def test_all_agents_of_an_environment_train_together_once_they_have_reached_the_same_update(run, tmp_path, monkeypatch):
     args = dataclasses.replace(small(run, tmp_path), updates=3)
-    monkeypatch.setattr(run, "time", SimpleNamespace(monotonic=itertools.count().__next__))
+    clock = SimpleNamespace(monotonic=itertools.count().__next__)
+    for module in (run, sys.modules["training"]):
+        monkeypatch.setattr(module, "time", clock)
     assert run.agents(args, "iql", TASKS[:1], AGENTS[:1], 3) == 1  # on a CPU, until the first checkpoint
     assert run.agents(args, "iql", TASKS, AGENTS, 3) == 4  # the time is up
     monkeypatch.setattr(run.jax, "default_backend", lambda: "gpu")

@@ -49,7 +49,7 @@ def networks(example: Any, *, width: int, depth: int, key: jax.Array) -> Any:
     return example, (width,) * depth, key
 
 
-def init(networks: Any, *, config: Config, optimizers: Any) -> Any:
+def init(networks: Any, *, config: Config, optimizers: optax.GradientTransformation) -> Any:
     module, (example, sizes, key) = _module(config), networks
     options = module.get_config()
     options.actor_hidden_dims = options.value_hidden_dims = sizes
