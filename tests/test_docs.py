@@ -82,12 +82,14 @@ def test_every_algorithm_is_public():
 
 
 def options(script):
-    """The options of a script: the annotated fields and arguments in it, and what pytest adds for benchmarks."""
+    """The annotated fields and arguments in a script and in its `settings`, and what pytest adds for benchmarks."""
     for node in ast.walk(ast.parse((ROOT / script).read_text())):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             yield node.target.id
         elif isinstance(node, ast.arg):
             yield node.arg
+        elif isinstance(node, ast.ImportFrom) and node.module == "settings":
+            yield from options(Path(script).with_name("settings.py"))
     yield from re.findall(r"addoption\(\"--(\w+)\"", (ROOT / "benchmarks" / "conftest.py").read_text())
 
 
