@@ -129,7 +129,7 @@ def cases(args: Args) -> Iterator[tuple[str, str | None, Callable[[], Case]]]:
             yield f"update of {name} in a loop", None, partial(method, name, "loop")
             yield f"update of {name} in a loop, published code", None, partial(published, path, name)  # pyright: ignore
     for name in PASSES:
-        if name != "sorl":  # whose update is the second program above
+        if name != "sorl":  # "update, TF32" is SORL's, but for the critic's input k
             yield f"update of {name}", None, partial(method, name, "scan")
     for max_jumps in (1, 2, 4):
         yield f"update, M_BTT = {max_jumps}", None, partial(updates, Size(args.width, args.depth, max_jumps))

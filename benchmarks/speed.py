@@ -68,21 +68,21 @@ def floor(rows: int, width: int, flops: float, agents: int = 1) -> float:
     With `agents`, in products of all of them at once.
     """
     count = flops / (2 * agents * rows * width**2)
-    timed = max(1, min(10, round(count / 4)))  # times four
+    rounds = max(1, min(10, round(count / 4)))  # of four products
     axis = () if agents == 1 else (agents,)
     shape = (*axis, width, width)
     weights = [jax.random.normal(key, shape) / width**0.5 for key in jax.random.split(jax.random.key(0), 4)]
-    loops = 1 if jax.default_backend() == "cpu" else 100  # the start of a call on an accelerator takes long
+    loops = 1 if jax.default_backend() == "cpu" else 20  # on accelerators, so that starting the call adds little
 
     @jax.jit
     def products(x, weights):
-        def some(_, x):
-            for _ in range(timed):
+        def chain(_, x):
+            for _ in range(rounds):
                 for weight in weights:
                     x = x @ weight
             return x
 
-        return jax.lax.fori_loop(0, loops, some, x)
+        return jax.lax.fori_loop(0, loops, chain, x)
 
     x, took = jnp.ones((*axis, rows, width)), []
     jax.block_until_ready(products(x, weights))
@@ -90,7 +90,7 @@ def floor(rows: int, width: int, flops: float, agents: int = 1) -> float:
         start = time.perf_counter()
         jax.block_until_ready(products(x, weights))
         took.append(time.perf_counter() - start)
-    return sorted(took)[len(took) // 2] * count / (4 * timed * loops)
+    return sorted(took)[len(took) // 2] * count / (4 * rounds * loops)
 
 
 def measure(benchmark, call, *args, per: int, flops: float, rows: int = BATCH, width: int, **extra) -> None:

@@ -43,6 +43,15 @@ def test_the_chart_shows_the_tables_of_the_page(tmp_path, monkeypatch):
     assert (tmp_path / "speed.png").stat().st_size > 5000
 
 
+def test_the_floor_of_an_accelerator_is_that_of_one_result(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    speed = importlib.import_module("speed")
+    flops = 2 * 32 * 256 * 256**2  # 32 products
+    cpu = speed.floor(256, 256, flops)
+    monkeypatch.setattr(speed.jax, "default_backend", lambda: "gpu")
+    assert cpu / 5 < speed.floor(256, 256, flops) < 5 * cpu
+
+
 def test_the_idle_share_counts_what_no_kernel_covers(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     accelerator = importlib.import_module("accelerator")

@@ -1,6 +1,7 @@
 """The table of many agents: its statistics against hand-computed values, and what it says of cells that are missing."""
 
 import dataclasses
+import importlib
 import importlib.util
 import itertools
 import json
@@ -127,7 +128,7 @@ def test_the_figure_is_drawn(table, file, tmp_path):
 
 
 def test_one_learning_rate_for_all_methods_replaces_the_published_optimizers(in_folder):
-    settings = load("settings")
+    settings = importlib.import_module("settings")
     args = settings.Args(methods=("sorl",), tasks=(ENV,), updates=20)
     assert settings.optimizers(args, algorithms.sorl) is algorithms.sorl.OPTIMIZERS
     chosen = settings.optimizers(dataclasses.replace(args, learning_rate=1e-2), algorithms.iql)
@@ -277,10 +278,11 @@ def get_config():
     return Options(actor_hidden_dims=(), value_hidden_dims=(), alpha=10.0, discount=0.9, tau=0.1)
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["params", "opt_state"], meta_fields=["tx"])
+@partial(jax.tree_util.register_dataclass, data_fields=["params", "opt_state"], meta_fields=["apply_fn", "tx"])
 @dataclass
 class TrainState:
     params: dict
+    apply_fn: Any
     opt_state: Any = None
     tx: Any = None
 
@@ -296,7 +298,7 @@ class FQLAgent(eqx.Module):
     def create(seed, obs, action, options):
         mean = jnp.zeros(action.shape[1:])
         options = options.alpha, options.discount, options.tau, options.actor_hidden_dims
-        return FQLAgent(TrainState({"actor": mean, "target": mean}), options)
+        return FQLAgent(TrainState({"actor": mean, "target": mean}, lambda: None), options)
 
     def replace(self, network):
         return FQLAgent(network, self.options)
@@ -330,6 +332,9 @@ def test_agents_of_a_checkout_of_the_fql_repository_fit_the_contract(monkeypatch
     state = module.init(networks, config=config, optimizers=optimizer)
     assert state.options == (3.0, 0.99, 0.005, (8, 8))
     assert state.network.params["actor"] is not state.network.params["target"]  # run.py donates the state
+    networks = module.networks(batch, width=8, depth=2, key=jax.random.key(1))
+    other = module.init(networks, config=config, optimizers=optimizer)
+    assert jax.tree.structure(state) == jax.tree.structure(other)  # run.py trains them together
     state, info = module.update(state, batch, config=config, optimizers=optimizer, key=jax.random.key(0))
     assert info.q == 1
     for params in state.network.params.values():  # each network clips its own gradient

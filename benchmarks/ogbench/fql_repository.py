@@ -1,10 +1,11 @@
 """The agents of a checkout of the FQL repository, as a file that run.py trains: for the same data and evaluation.
 
-    FQL_REPOSITORY=PATH python benchmarks/ogbench/run.py --methods benchmarks/ogbench/fql_repository.py \
-        --set fql_repository.agent=iql --label=-iql --tasks scene-play-singletask-task2-v0
+    FQL_REPOSITORY=PATH python benchmarks/ogbench/run.py --methods benchmarks/ogbench/fql_repository.py --label=-iql \
+        --set fql_repository.agent=iql fql_repository.alpha=10 --tasks scene-play-singletask-task1-v0
 
-The requirements of the repository must be installed: flax, distrax and ml_collections. ReBRAC is not offered, because
-every second of its updates is another program.
+`published.py` does not apply here: set the environment's `alpha`, `num_samples` and `discount`. The requirements of the
+repository must be installed: flax, distrax and ml_collections. ReBRAC is not offered, because every second of its
+updates is another program.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ import optax
 
 AGENTS = {"fql": "FQLAgent", "iql": "IQLAgent", "ifql": "IFQLAgent"}
 OPTIMIZERS = optax.adam(3e-4)
+_FIRST: dict[Any, Any] = {}  # the first network of each kind: agents train together only if they share its functions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,13 +61,16 @@ def init(networks: Any, *, config: Config, optimizers: optax.GradientTransformat
     seed = int(jax.random.key_data(key)[-1])
     agent = getattr(module, AGENTS[config.agent]).create(seed, example.obs, example.action, options)
     # One optimizer per network, as ours: each clips its own gradient.
-    params = agent.network.params
-    tx = optax.partition(dict.fromkeys(params, optimizers), lambda params: {name: name for name in params})
-    agent = agent.replace(network=agent.network.replace(tx=tx, opt_state=tx.init(params)))
+    labels = {name: name for name in agent.network.params}
+    network = agent.network.replace(tx=optax.partition(dict.fromkeys(labels, optimizers), labels))
+    first = _FIRST.setdefault((config, sizes, optimizers), network)
+    opt_state = first.tx.init(network.params)
+    agent = agent.replace(network=network.replace(tx=first.tx, apply_fn=first.apply_fn, opt_state=opt_state))
     return jax.tree.map(jnp.array, agent)  # copies: run.py donates the state, in which targets share their buffers
 
 
 def update(state: Any, batch: Any, *, config: Config, optimizers: Any, key: jax.Array) -> tuple[Any, Info]:
+    """One update by the optimizers of `init` and the agent's own random key."""
     names = ("observations", "actions", "rewards", "masks", "next_observations", "next_actions")
     state, info = state.update(dict(zip(names, batch, strict=True)))
     return state, Info(q=next(value for name, value in info.items() if name.endswith("q_mean")))

@@ -1,6 +1,7 @@
-"""The options of run.py, and what they say of a method: its module, its settings and its optimizers."""
+"""The options of run.py, and the module, the settings and the optimizers of a method that follow from them."""
 
 import dataclasses
+import functools
 import importlib
 import importlib.util
 import json
@@ -84,6 +85,7 @@ def configure(args: Args, module: ModuleType, method: str, task: str) -> Any:
     return dataclasses.replace(config, **changes)
 
 
+@functools.cache  # the same object for every agent
 def optimizers(args: Args, module: ModuleType) -> Any:
     """Those of the method, or Adam with clipped gradients and a rate that rises over a tenth and falls to 0."""
     if args.learning_rate is None:

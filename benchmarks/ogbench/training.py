@@ -1,4 +1,4 @@
-"""Train agents of one environment, one or all together, and keep what is known of each training."""
+"""Train agents of one environment, one or all together, and record the time, dataset and device of each training."""
 
 import functools
 import hashlib
