@@ -4,11 +4,11 @@ taskset -c 0 python benchmarks/host.py
 """
 
 import time
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
+import grain
 import jax
 import numpy as np
 import optax
@@ -28,17 +28,13 @@ def frames(rows: int) -> dict[str, Any]:
     }
 
 
-def ahead(draw: Any, keys: jax.Array, device: Any, count: int = 2) -> Iterator[Transition]:
-    """Batches on the device, drawn `count` batches before they are used."""
-    queue: deque[Transition] = deque()
-    for key in keys:
-        queue.append(jax.device_put(draw(key), device))
-        if len(queue) > count:
-            yield queue.popleft()
-    yield from queue
+def ahead(draw: Callable[[jax.Array], Transition], keys: jax.Array, device: Any) -> Iterable[Transition]:
+    """Batches on the device. A thread draws two of them before they are used."""
+    batches = grain.MapDataset.range(len(keys)).map(lambda i: jax.device_put(draw(keys[i]), device))
+    return batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
 
 
-def main(rows: int = 20_000, batch_size: int = 256, train_batch: int = 16, updates: int = 10, draws: int = 20) -> None:
+def main(rows: int = 20_000, batch_size: int = 256, train_batch: int = 16, updates: int = 40, draws: int = 40) -> None:
     cpu, device = jax.devices("cpu")[0], jax.devices()[0]
     arrays = frames(rows)
     with jax.default_device(cpu):
