@@ -179,4 +179,5 @@ def test_without_the_extra_the_error_says_what_to_install(module, missing):
     code = f"import sys; sys.modules[{missing!r}] = None; import shortcutrl.{module}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PACKAGE.parent)
     assert done.returncode != 0
-    assert f"needs {missing}: pip install 'shortcutrl[ogbench]'" in done.stderr.splitlines()[-1]
+    extra = module.removeprefix("suites.")
+    assert f"needs {missing}: pip install 'shortcutrl[{extra}]'" in done.stderr.splitlines()[-1]

@@ -1,4 +1,4 @@
-"""Evaluation in many Gymnasium environments at once. Needs the extra `ogbench`."""
+"""Evaluation in many Gymnasium environments at once. Needs the extra `evaluate`."""
 
 try:
     from shortcutrl.evaluate._act import keyed as keyed
@@ -10,4 +10,4 @@ try:
     from shortcutrl.evaluate._wrappers import ScaledActions as ScaledActions
     from shortcutrl.evaluate._wrappers import StackedFrames as StackedFrames
 except ModuleNotFoundError as _error:
-    raise ImportError(f"shortcutrl.evaluate needs {_error.name}: pip install 'shortcutrl[ogbench]'") from _error
+    raise ImportError(f"shortcutrl.evaluate needs {_error.name}: pip install 'shortcutrl[evaluate]'") from _error
