@@ -6,5 +6,5 @@ def pytest_benchmark_update_machine_info(machine_info):
 
 
 def pytest_addoption(parser):
-    parser.addoption("--published", metavar="PATH", help="a checkout of the SORL authors' code, measured too")
+    parser.addoption("--sorl", metavar="PATH", help="a checkout of the SORL authors' code, measured too")
     parser.addoption("--fql", metavar="PATH", help="a checkout of flow Q-learning's code, measured too")

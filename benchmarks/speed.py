@@ -2,7 +2,7 @@
 
 pytest benchmarks/speed.py --benchmark-json speed.json && python benchmarks/table.py speed.json
 
-On one core, put `taskset -c 0` before it. `--published PATH` and `--fql PATH` also measure the update of checkouts of
+On one core, put `taskset -c 0` before it. `--sorl PATH` and `--fql PATH` also measure the update of checkouts of
 the authors' code and of FQL's (flow Q-learning). Their requirements must be installed.
 """
 
@@ -274,7 +274,7 @@ def checkout(request, option: str, module: str, name: str):
 
 @pytest.fixture
 def published(request):
-    return checkout(request, "--published", "agents.sorl", "SORLAgent")
+    return checkout(request, "--sorl", "agents.sorl", "SORLAgent")
 
 
 def measure_agent(benchmark, agent, batch, flops: float) -> None:
