@@ -137,7 +137,10 @@ def notebook(markdown, url):
     def link(match):
         return f"]({urljoin(url, match[1].replace('.md', '.html'))})"
 
-    markdown = re.sub(r"^(# .+\n)", r"\1\n```python\n%pip install -q shortcutrl\n```\n", markdown)
+    packages = ["'shortcutrl[evaluate]'" if "shortcutrl.evaluate" in markdown else "shortcutrl"]
+    packages += ["grain"] if "import grain" in markdown else []
+    install = f"\n```python\n%pip install -q {' '.join(packages)}\n```\n"
+    markdown = re.sub(r"^(# .+\n)", lambda title: title[1] + install, markdown)
     cells = jupytext.reads(markdown.replace("```bash", "```console"), fmt="md")
     cells.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     for number, cell in enumerate(cells.cells):

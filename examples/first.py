@@ -44,7 +44,7 @@ def train(dataset: data.Dataset, config: sorl.Config, updates: int) -> sorl.Stat
 
 def main(
     out: Path = Path("first.png"),  # the picture
-    updates: int = 2000,  # gradient steps
+    updates: int = 2000,  # gradient steps of each network
 ) -> None:
     dataset, config = make_dataset(), sorl.Config(q_weight=5.0, tau=0.02)
     state = train(dataset, config, updates)

@@ -38,8 +38,8 @@ CONFIG = sorl.Config(max_jumps=4, q_weight=1.0)
 @dataclasses.dataclass(frozen=True)
 class Args:
     out: Path = Path("runs/many_devices")  # the folder of the run
-    batch_size: int = 256  # transitions in one gradient step, over all devices
-    updates: int = 1000  # gradient steps
+    batch_size: int = 256  # transitions in one update, over all devices
+    updates: int = 1000  # gradient steps of each network
     updates_per_checkpoint: int = 200
     width: int = 256  # units in each hidden layer
     depth: int = 3  # number of hidden layers

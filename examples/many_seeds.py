@@ -1,8 +1,8 @@
 """Train many agents in one program: every task of an OGBench environment times several seeds. Evaluate them all.
 
-The tasks share a dataset and differ in its rewards. On one CPU, the agents train one after the other, which is faster
-than all at once. On accelerators they train at once, and all take the same number of jumps in an update. Otherwise the
-program would compute every number of jumps for each agent. Each of several devices holds some of the agents.
+The tasks share a dataset and differ in its rewards. On one CPU, the agents train one after the other. On accelerators
+they train at once, and all take the same number of jumps in an update. Otherwise the program would compute every number
+of jumps for each agent. Each of several devices holds some of the agents.
 """
 
 import csv
@@ -35,9 +35,9 @@ class Args:
     out: Path = Path("runs/many")  # the folder of the run; it contains a run of sorl.py for each agent
     data_episodes: int = 250  # episodes of a dataset that is generated locally
 
-    updates: int = 40_000  # gradient steps
-    updates_per_checkpoint: int = 1_000  # gradient steps in one call of the compiled program
-    batch_size: int = 256  # transitions in one gradient step of one agent
+    updates: int = 40_000  # gradient steps of each network
+    updates_per_checkpoint: int = 1_000  # updates in one call of the compiled program
+    batch_size: int = 256  # transitions in one update of one agent
     width: int = 256  # units in each hidden layer
     depth: int = 3  # number of hidden layers
     learning_rate: float = 1e-3  # peak learning rate of Adam; it rises over a tenth of the updates, then falls to 0

@@ -81,7 +81,7 @@ def main(
     out: Path = Path("methods.png"),  # the picture
     methods: tuple[str, ...] = tuple(METHODS),  # the methods to train
     samples: int = 1000,  # samples in each panel
-    updates: int = 2000,  # gradient steps of each method
+    updates: int = 2000,  # updates of each method
     seed: int = 0,
 ) -> None:
     dataset = make_dataset()

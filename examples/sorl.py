@@ -38,10 +38,10 @@ class Args:
     data_episodes: int = 1_000  # episodes of a dataset that is generated locally
     seed: int = 0  # seed of the networks and of the training
 
-    updates: int = 1_000_000  # gradient steps
-    updates_per_dispatch: int = 1_000  # gradient steps in one call of the compiled program, and one row of metrics
-    updates_per_checkpoint: int = 10_000  # gradient steps between checkpoints, a multiple of updates_per_dispatch
-    batch_size: int = 256  # transitions in one gradient step
+    updates: int = 1_000_000  # gradient steps of each network
+    updates_per_dispatch: int = 1_000  # updates in one call of the compiled program, and one row of metrics
+    updates_per_checkpoint: int = 10_000  # updates between checkpoints, a multiple of updates_per_dispatch
+    batch_size: int = 256  # transitions in one update
     width: int = 512  # units in each hidden layer
     depth: int = 4  # number of hidden layers
     learning_rate: float = 1e-4  # learning rate of Adam, at its peak
@@ -59,7 +59,7 @@ class Args:
     condition_critic_on_k: bool = True  # whether the critic sees the number of jumps
     remat: bool = False  # whether to compute jumps again in the backward pass: less memory, more time
 
-    k: int = 1  # jumps to act with
+    k: int = 8  # jumps to act with
     n: int = 1  # candidates to act with
     episodes: int = 50  # episodes of the evaluation with this k and n
     table_episodes: int = 20  # episodes of the evaluation with each other k and n
@@ -98,7 +98,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {
         **{"updates": 20, "updates_per_dispatch": 10, "updates_per_checkpoint": 10, "data_episodes": 1},
         **{"width": 32, "depth": 1, "num_steps": 2, "max_jumps": 2, "q_weight": 10.0, "n_step": 5},
-        **{"episodes": 1, "table_episodes": 1, "processes": 1},
+        **{"k": 1, "episodes": 1, "table_episodes": 1, "processes": 1},
     },
 }
 

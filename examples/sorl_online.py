@@ -57,7 +57,7 @@ def main(
     k: int = 4,  # jumps to act with
     n: int = 1,  # candidates to act with
     episodes: int = 50,  # new episodes
-    updates_per_episode: int = 100,  # gradient steps after each new episode
+    updates_per_episode: int = 100,  # updates after each new episode
     learning_rate: float = 1e-4,  # learning rate of Adam
     capacity: int = 100_000,  # environment steps in the replay buffer
     evaluation_episodes: int = 50,  # episodes of the evaluations before and after

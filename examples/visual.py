@@ -41,10 +41,10 @@ class Args:
     data_episodes: int = 2  # episodes of a dataset rendered locally; a tenth as many, at least one, are held out
     seed: int = 0  # seed of the networks and of the training
 
-    updates: int = 300  # gradient steps
-    updates_per_row: int = 10  # gradient steps in one row of metrics, which holds their means
-    updates_per_checkpoint: int = 50  # gradient steps between checkpoints, a multiple of updates_per_row
-    batch_size: int = 32  # transitions in one gradient step
+    updates: int = 300  # gradient steps of each network
+    updates_per_row: int = 10  # updates in one row of metrics, which holds their means
+    updates_per_checkpoint: int = 50  # updates between checkpoints, a multiple of updates_per_row
+    batch_size: int = 32  # transitions in one update
     width: int = 256  # units in each hidden layer after the encoder
     depth: int = 2  # hidden layers after the encoder
     learning_rate: float = 1e-3  # learning rate of Adam

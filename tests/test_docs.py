@@ -223,7 +223,9 @@ def test_a_tutorial_is_a_notebook(site, page):
     cells = json.loads((site / path).read_text())["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     blocks = re.findall(r"^```python\n(.*?)\n```$", page.read_text(), re.DOTALL | re.MULTILINE)
-    assert code == ["%pip install -q shortcutrl", *blocks]
+    assert code[0].startswith("%pip install -q ") and code[1:] == blocks
+    assert ("[evaluate]" in code[0]) == any("shortcutrl.evaluate" in block for block in blocks)
+    assert ("grain" in code[0]) == any("import grain" in block for block in blocks)
     text = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
     assert all(link.startswith(("https://", "#")) for link in re.findall(r"\]\((.+?)\)", text))
     assert f"/blob/gh-pages/{path}" in (site / path.with_suffix(".html")).read_text()

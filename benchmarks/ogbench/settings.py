@@ -29,7 +29,7 @@ class Args:
     share: str = "0/1"  # of the agents that this process trains, such as 3/4, the last of four
     minutes: float = float("inf")  # after which no agent trains; the same command resumes
 
-    updates: int = 50_000  # gradient steps
+    updates: int = 50_000  # gradient steps of each network
     batch_size: int = 256
     width: int = 256  # of each hidden layer; published: 512
     depth: int = 3  # hidden layers; published: 4
