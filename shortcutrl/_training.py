@@ -251,16 +251,35 @@ def at_drawn(
     branches = [lambda params, each=each: loss(*eqx.combine(params, static), each) for each in allowed]
     gradients = [jax.value_and_grad(branch, has_aux=True) for branch in branches]
     index = jnp.searchsorted(jnp.array(allowed), k)
+    (result, terms), grads = jax.lax.stop_gradient(jax.lax.switch(index, gradients, fixed(params)))
+    return _with_gradients(params, result, grads), terms
 
-    @jax.custom_vjp
-    def switch(params):
-        return jax.lax.switch(index, branches, params)
 
-    def backward(grads, cotangents):
-        return (jax.tree.map(lambda grad: cotangents[0] * grad, grads),)
+@jax.custom_jvp
+def _with_gradients(params: Any, loss: Scalar, grads: Any) -> Scalar:
+    """The loss, with these gradients in the parameters."""
+    return loss
 
-    switch.defvjp(lambda params: jax.lax.switch(index, gradients, params), backward)
-    return switch(params)
+
+@_with_gradients.defjvp
+def _along_gradients(primals: Any, tangents: Any) -> tuple[Scalar, Scalar]:
+    params, loss, grads = primals
+    pairs = zip(jax.tree.leaves(_once(grads, params)), jax.tree.leaves(tangents[0]), strict=True)
+    return loss, sum((jnp.sum(grad * tangent) for grad, tangent in pairs), jnp.zeros_like(loss)).astype(loss.dtype)
+
+
+@jax.custom_jvp
+def _once(grads: Any, params: Any) -> Any:
+    """The gradients. Differentiating them again would give zeros, so it fails."""
+    return grads
+
+
+@_once.defjvp
+def _twice(primals: Any, tangents: Any) -> Any:
+    raise NotImplementedError(
+        "The losses of `sorl` have no second derivatives for numbers of jumps that `jit` traces. Bind static ones: "
+        "`draws._replace(td_k=4, q_k=4)`."
+    )
 
 
 def _check_one_of(name: str, value: Any, allowed: list[int]) -> None:

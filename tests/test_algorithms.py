@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import functools
 import inspect
+import itertools
 import json
 import pickle
 from functools import partial
@@ -295,11 +296,16 @@ def test_an_update_is_finite_and_a_loop_compiles_once(module):
             assert differs(getattr(first, name), getattr(state, name)), f"{name} stands still"
 
 
+@pytest.mark.parametrize("batch", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("dtypes", [[jnp.float64] * 2, [jnp.float32] * 2, [jnp.float32, jnp.float64]])
 @every_algorithm
-def test_networks_of_float64_fit_data_of_float32(module):
-    options = {"config": small(module), "optimizers": optimizers(module), "key": KEY}
-    state, batch = start(module), transitions(dtype=jnp.float32)
-    after, _ = jax.eval_shape(lambda state, batch: module.update(state, batch, **options), state, batch)
+def test_networks_and_data_may_have_different_dtypes(module, dtypes, batch):
+    """Also from one network to the next. Each network keeps its own."""
+    options = {"config": small(module), "optimizers": optimizers(module)}
+    pairs = zip(networks(module), itertools.cycle(dtypes), strict=False)
+    mixed = [jax.tree.map(lambda leaf, dtype=dtype: leaf.astype(dtype), network) for network, dtype in pairs]
+    state = module.init(mixed, **options)
+    after, _ = jax.eval_shape(lambda *args: module.update(*args, **options, key=KEY), state, transitions(dtype=batch))
     assert [leaf.dtype for leaf in jax.tree.leaves(after)] == [leaf.dtype for leaf in jax.tree.leaves(state)]
 
 
@@ -375,6 +381,32 @@ OPTIMIZERS = {
 
 def buffers(tree):
     return [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(tree) if eqx.is_array(leaf) and leaf.size]
+
+
+@pytest.mark.parametrize(("module", "loss"), LOSSES)
+def test_a_loss_is_differentiable_through_every_transformation(module, loss):
+    """Of the loss inside `jit`, `checkpoint`, `cond`, `scan` and `map`, and forwards; by their shapes alone."""
+    state, batch, config = start(module), transitions(), small(module)
+    several = jax.vmap(lambda key: draws(module, key, batch, config))(jax.random.split(KEY, 2))
+
+    def alone(learner, draw):
+        return getattr(module, loss)(learner, state, batch, draw, config=config)[0]
+
+    def scanned(learner, draw):
+        return jax.lax.scan(lambda total, _: (total + alone(learner, draw), None), 0.0, None, 2)[0]
+
+    def mapped(learner, draw):
+        return jax.lax.map(lambda each: alone(learner, each[0]), (several, jnp.arange(2))).sum()
+
+    def chosen(learner, draw):
+        return jax.lax.cond(jnp.array(True), alone, lambda *_: 0.0, learner, draw)
+
+    first = learner(module, loss, state)
+    for form in (jax.jit(alone), jax.checkpoint(alone), scanned, mapped, chosen):
+        grads = jax.eval_shape(jax.grad(form), first, draws(module, KEY, batch, config))
+        assert jax.tree.map(jnp.shape, grads) == jax.tree.map(jnp.shape, first)
+    forwards = lambda learner, draw: jax.jvp(lambda learner: alone(learner, draw), (learner,), (learner,))
+    assert jax.eval_shape(forwards, first, draws(module, KEY, batch, config))[1].shape == ()
 
 
 @every_algorithm

@@ -469,6 +469,33 @@ def test_a_given_number_of_jumps_is_the_one_that_is_taken():
         assert sorl.policy_loss(state.policy, *options, config=settings)[1][0] == -k
 
 
+@pytest.mark.parametrize("loss", [sorl.critic_loss, sorl.policy_loss])
+def test_the_gradient_for_traced_jumps_is_that_for_known_ones(loss):
+    """Backwards and forwards, in each transformation. A second derivative fails instead of being zero."""
+    settings, data = config(max_jumps=2, num_steps=2), transitions()
+    networks = sorl.networks(data, width=4, depth=1, condition_critic_on_k=False, key=KEYS[0])
+    state = sorl.init(networks, config=settings, optimizers=(STILL, STILL))
+    network = state.critic if loss is sorl.critic_loss else state.policy
+    known = sorl.draw(KEYS[0], data, config=settings)._replace(td_k=2, q_k=2)
+
+    def alone(network, k):
+        return loss(network, state, data, known._replace(td_k=k, q_k=k), config=settings)[0]
+
+    right = jax.grad(alone)(network, 2)
+    mapped = lambda network, k: jax.lax.map(lambda k: alone(network, k), k[None])[0]
+    chosen = lambda network, k: jax.lax.cond(k > 0, alone, lambda *_: 0.0, network, k)
+    for form in (jax.jit(alone), jax.checkpoint(alone), mapped, chosen):
+        grads = jax.jit(jax.grad(form))(network, jnp.array(2))
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9), grads, right)
+    along = jax.tree.map(jnp.ones_like, network)
+    slope = sum(leaf.sum() for leaf in jax.tree.leaves(right))
+    forwards = jax.jit(lambda k: jax.jvp(lambda network: alone(network, k), (network,), (along,))[1])
+    np.testing.assert_allclose(forwards(2), slope, rtol=1e-9)
+    twice = jax.jit(jax.grad(lambda network, k: optax.tree.norm(jax.grad(alone)(network, k))))
+    with pytest.raises(NotImplementedError, match="no second derivatives"):
+        twice(network, jnp.array(2))
+
+
 def test_the_mean_q_has_no_gradient_whether_the_number_of_jumps_is_known_or_not():
     settings, data = config(max_jumps=2, num_steps=2), transitions()
     networks = sorl.networks(data, width=4, depth=1, condition_critic_on_k=False, key=KEYS[0])

@@ -352,7 +352,7 @@ def update(
     def step_both():
         (_, terms), grads = _training.learn(policy_loss)(state.policy, *args, config=config)
         new = _training.step(Networks, state, optimizers, policy=grads, critic=critic_grads)
-        return _training.average(new, config.tau), terms
+        return _training.average(new, config.tau), tuple(term.astype(td.dtype) for term in terms)
 
     def step_critic():
         return _training.step(Networks, state, optimizers, critic=critic_grads), (jnp.zeros_like(td),) * 2

@@ -264,7 +264,7 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
     - `draws`: from [`draw`][shortcutrl.sorl.draw].
     - `config`: static.
 
-    **Returns:** the loss and the mean Q of the dataset's actions, scalars.
+    **Returns:** the loss and the mean Q of the dataset's actions, scalars. The latter has no gradient.
 
     !!! Example
 
@@ -305,7 +305,8 @@ def policy_loss(
     - `state`: its `target_policy` is the teacher of self-consistency, and its `critic` evaluates the policy's actions.
     - `batch`, `draws`, `config`: as in [`critic_loss`][shortcutrl.sorl.critic_loss].
 
-    **Returns:** the loss, and its terms before weighting: Q, flow matching, self-consistency; scalars.
+    **Returns:** the loss, and its terms before weighting: Q, flow matching, self-consistency; scalars. The terms have
+    no gradient.
 
     !!! Example
 
@@ -339,7 +340,7 @@ def policy_loss(
         self_consistency = jax.vmap(agree)(obs, batch.action, draws.consistency_noise, *draws.consistency_times).mean()
     q_term, q = _training.at_drawn(minus_q, (policy, obs), "draws.q_k", draws.q_k, config.max_jumps)
     loss = config.flow_matching_weight * flow_matching + config.self_consistency_weight * self_consistency + q_term
-    return loss, (q, flow_matching, self_consistency)
+    return loss, jax.lax.stop_gradient((q, flow_matching, self_consistency))
 
 
 @_contract.checked(Networks)
