@@ -13,15 +13,16 @@ from jaxtyping import Array, PRNGKeyArray
 
 from shortcutrl import _checks
 from shortcutrl._typed import show
-from shortcutrl._types import Action, Actor, Aggregate, Critic, Noise, Obs, Scalar, Value, Velocity
+from shortcutrl._types import Action, Actor, Aggregate, Critic, Features, Noise, Obs, Scalar, Value, Velocity
 
 
 def encoded(name: str, function: Any, obs: Obs) -> Obs:
-    """What `function` makes of the observation by its method `encode`, for several calls; without one, `obs`."""
+    """The features that `function` makes by its method `encode`, for several calls; without them, `obs`."""
     while isinstance(function, partial | eqx.Partial) and not function.args:
         function = function.func
     encode = None if isinstance(function, type) else getattr(function, "encode", None)
-    return obs if encode is None else call(f"{name}.encode", encode, obs)
+    made = None if encode is None else call(f"{name}.encode", encode, obs)
+    return made if isinstance(made, Features) else obs  # another `encode` may be for the network itself
 
 
 def velocity_at(name: str, velocity: Velocity, obs: Obs, x: Action, t: Scalar, h: Scalar) -> Action:

@@ -61,8 +61,8 @@ def rollout_k(
 
     **Arguments:**
 
-    - `velocity`, `obs`: as in [`shortcut_step`][shortcutrl.shortcut_step]. If `velocity` has a method `encode(obs)`, it
-      is called once, and each jump gets its result in place of `obs`.
+    - `velocity`, `obs`: as in [`shortcut_step`][shortcutrl.shortcut_step]. If `velocity` has a method `encode(obs)`
+      that returns [`nn.Features`][shortcutrl.nn.Features], it is called once, and each jump gets them instead of `obs`.
     - `noise`: a draw from the standard normal, shape `(action,)`. Gradients flow through it.
     - `k`: the number of jumps, from 1 to 4096. A shortcut policy is trained for powers of two up to its `num_steps`; a
       flow model takes any number. Static.

@@ -9,6 +9,18 @@ from jaxtyping import Array, Float, Shaped
 Obs: TypeAlias = Any
 """One observation: any pytree that the user's own callables take. The library only passes it on."""
 
+
+class Features(NamedTuple):
+    """An encoded observation, which the networks of `nn` take in place of the observation itself.
+
+    `network.encode(obs)` makes it. Pass it only to networks with that encoder.
+
+    - `vector`: what the encoder returned, for the networks of `nn` of shape `(obs_size,)`.
+    """
+
+    vector: Any
+
+
 Noise: TypeAlias = Any
 """All the randomness of an actor: any pytree of arrays, standard normal unless the actor says otherwise."""
 
@@ -30,8 +42,9 @@ Aggregate: TypeAlias = Literal["min", "mean"] | Callable[[Array], Array]
 class Velocity(Protocol):
     """`velocity(obs, x, t, h)`: the mean velocity over `[t, t + h]` of the flow that is at `x` at time `t`.
 
-    It may have a method `encode(obs)`, as the networks of `nn` have. A function that calls it several times for one
-    observation then calls `encode` once, and passes the result in place of `obs`.
+    Like any network, it may have a method `encode(obs)` that returns [`nn.Features`][shortcutrl.nn.Features], as the
+    networks of `nn` have. A function that calls it several times for one observation then calls `encode` once, and
+    passes the features in place of `obs`. Any other result of `encode` is ignored.
     """
 
     def __call__(self, obs: Obs, x: Action, t: Scalar, h: Scalar, /) -> Array: ...

@@ -223,7 +223,8 @@ def test_a_tutorial_is_a_notebook(site, page):
     cells = json.loads((site / path).read_text())["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     blocks = re.findall(r"^```python\n(.*?)\n```$", page.read_text(), re.DOTALL | re.MULTILINE)
-    assert code[0].startswith("%pip install -q ") and code[1:] == blocks
+    assert code[0].startswith("%pip install -q ")
+    assert code[1:] == blocks
     assert ("[evaluate]" in code[0]) == any("shortcutrl.evaluate" in block for block in blocks)
     assert ("grain" in code[0]) == any("import grain" in block for block in blocks)
     text = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from algorithms import transitions
+from algorithms import draws, transitions
 from assertions import seeds
 from hypothesis import given
 from hypothesis import strategies as st
 from test_nn import gelu, jostled
 
 import shortcutrl
-from shortcutrl import Transition, cac, data, fbrac, nn, rollout_k, sorl
+from shortcutrl import Transition, cac, data, fbrac, iql, nn, rollout_k, sorl
 from shortcutrl.evaluate import EnvPool, StackedFrames, evaluate
 
 KEY = jax.random.key(0)
@@ -475,13 +475,13 @@ def test_a_class_of_the_user_encodes_once_by_its_own_method():
         calls: list = eqx.field(static=True)
 
         def encode(self, obs):
-            if isinstance(obs, tuple):
+            if isinstance(obs, nn.Features):
                 return obs
             self.calls.append(None)
-            return (self.weight * obs["camera"], obs["speed"])
+            return nn.Features((self.weight * obs["camera"], obs["speed"]))
 
         def __call__(self, obs, x, t, h):
-            camera, speed = self.encode(obs)
+            camera, speed = self.encode(obs).vector
             return camera * speed - x
 
     policy = Policy(jnp.ones(2), Calls())
@@ -489,6 +489,25 @@ def test_a_class_of_the_user_encodes_once_by_its_own_method():
     np.testing.assert_allclose(rollout_k(policy, obs, jnp.zeros(2), k=1), 2.0)
     rollout_k(policy, obs, jnp.zeros(2), k=8)
     assert len(policy.calls) == 2
+
+
+@pytest.mark.parametrize("module", [sorl, fbrac, cac, iql])
+def test_an_encode_for_the_network_itself_is_not_applied_twice(module):
+    class Critic(eqx.Module):
+        weight: jax.Array
+
+        def encode(self, obs):
+            return jnp.tanh(self.weight * obs)
+
+        def __call__(self, obs, action, **_):
+            return self.encode(obs).sum()[None] + action.sum()
+
+    batch, config = transitions(), module.Config()
+    plain = module.networks(batch, width=8, depth=1, key=KEY)
+    networks = plain._replace(critic=Critic(jnp.ones(batch.obs.shape[-1])))
+    state = module.init(networks, config=config, optimizers=module.Networks(*[optax.sgd(1e-2)] * len(plain)))
+    _, q = module.critic_loss(state.critic, state, batch, draws(module, KEY, batch, config), config=config)
+    np.testing.assert_allclose(q, jnp.mean(jax.vmap(networks.critic)(batch.obs, batch.action)))
 
 
 def test_features_of_another_size_are_refused():

@@ -2,7 +2,7 @@
 
 import itertools
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from shortcutrl import _checks
 from shortcutrl._call import call
 from shortcutrl._typed import show
-from shortcutrl._types import Encoder, Integer, Obs
+from shortcutrl._types import Encoder, Features, Integer, Obs
 
 LARGEST = {"obs_size": 2**17, "action_size": 2**17, "width": 2**14, "depth": 2**10, "blocks": 2**10}
 LARGEST |= {"ensemble": 2**10, "channels": 2**14}
@@ -79,17 +79,6 @@ def _forward(mlp: MLP, *inputs: Array) -> Array:
             x = jax.nn.gelu(x)
             x = mlp.norms[i](x) if mlp.norms else x
     return x
-
-
-class Features(NamedTuple):
-    """An encoded observation, which the networks of `nn` take in place of the observation itself.
-
-    `network.encode(obs)` makes it. Pass it only to networks with that encoder.
-
-    - `vector`: what the encoder returned, shape `(obs_size,)`.
-    """
-
-    vector: Float[Array, " obs"]
 
 
 class Encodes(eqx.Module):
