@@ -60,6 +60,8 @@ def test_a_new_run_starts_from_the_given_state(tmp_path):
 def test_every_kind_of_leaf(tmp_path):
     state = {
         "bfloat16": jnp.array([1.5, -2], jnp.bfloat16),
+        "bfloat16 of NumPy": np.array([1.5, -2], jnp.bfloat16),
+        "float8": jnp.array(0.5, jnp.float8_e4m3fn),
         "float64": jnp.array(1 / 3, jnp.float64),
         "uint8": jnp.array([255], jnp.uint8),
         "bool": jnp.array([True, False]),
@@ -84,7 +86,23 @@ def test_every_kind_of_leaf(tmp_path):
     expected, activation = eqx.partition(state, lambda x: not callable(x))
     assert_same(arrays, expected)
     assert jax.tree.leaves(static) == jax.tree.leaves(activation)
-    assert loaded["bfloat16"].dtype == jnp.bfloat16
+    for name in ("bfloat16", "bfloat16 of NumPy", "float8"):
+        assert loaded[name].dtype == state[name].dtype
+
+
+@pytest.mark.parametrize("other", [jnp.float16, jnp.int16])
+def test_dtypes_of_one_size_are_not_confused(other, tmp_path):
+    with Run(tmp_path, {}) as run:
+        run.save(1, {"a": jnp.ones(3, jnp.bfloat16)})
+    with pytest.raises(ValueError, match=rf"is {jnp.dtype(other)}\[3\], but .* holds bfloat16\[3\]"):
+        load_checkpoint(tmp_path, {"a": jnp.ones(3, other)})
+
+
+def test_a_description_of_a_random_key_is_enough(tmp_path):
+    with Run(tmp_path, {}) as run:
+        run.save(1, {"key": jax.random.key(3)})
+    loaded = load_checkpoint(tmp_path, jax.eval_shape(lambda: {"key": jax.random.key(0)}))
+    assert jnp.array_equal(jax.random.key_data(loaded["key"]), jax.random.key_data(jax.random.key(3)))
 
 
 def test_a_part_of_the_state_is_enough(folder):
@@ -187,8 +205,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(damage, folder
     with run:
         assert run.step == 10
         assert_same(run.restore(LATER), STATE)
-        assert steps(folder) == [5, 10]  # and those after it are logged again
         run.log(20, {"td": 1})
+        assert steps(folder) == [5, 10, 20]  # those after the checkpoint are logged again
         run.save(20, LATER)
     assert_same(load_checkpoint(folder, STATE), LATER)
 
@@ -233,8 +251,34 @@ def test_a_checkpoint_that_was_being_written_is_no_checkpoint(folder):
 def test_metrics_after_the_last_checkpoint_are_logged_again(folder):
     with Run(folder, {"seed": 0}) as run:
         run.log(25, {"td": 25})
-    with Run(folder, {"seed": 0}):
-        assert steps(folder) == [5, 10, 15, 20]
+    with Run(folder, {"seed": 0}) as run:
+        run.log(30, {"td": 30})
+    assert steps(folder) == [5, 10, 15, 20, 30]
+
+
+def test_a_run_that_is_only_opened_keeps_its_files(folder):
+    shutil.rmtree(folder / "checkpoints")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with Run(folder, {"seed": 0}) as run:
+        assert run.step == 0
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_is_open_only_once(folder):
+    with Run(folder, {"seed": 0}), pytest.raises(ValueError, match=r"`folder`: the run in .*run is open already"):
+        Run(folder, {"seed": 0})
+    with pytest.raises(ValueError, match="`settings`"):
+        Run(folder, {"seed": 1})
+    Run(folder, {"seed": 0}).close()  # neither an error nor an end keeps it locked
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints", "tensorboard"])
+def test_the_files_of_something_else_are_not_replaced(name, tmp_path):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match=f"has {name} but no settings.json"):
+        Run(tmp_path, {})
+    assert (tmp_path / name).read_text() == "mine"
+    assert not (tmp_path / "settings.json").exists()
 
 
 @pytest.mark.parametrize("damage", [b'{"step": 20, "td', b"\xff\xfe\n", b"\n[1, 2]\n3\nnull\n", b'{"td": 1}\n'])

@@ -94,7 +94,7 @@ _REMEDY = "Make the state with the settings of the run."
 
 def write(folder: Path, step: int, state: Any) -> None:
     """Save a checkpoint and remove all but the last two, and any later one, which is damaged."""
-    arrays = {name: np.asarray(_plain(leaf)) for name, leaf in _leaves(state)}
+    arrays = {name: _storable(np.asarray(_plain(leaf))) for name, leaf in _leaves(state)}
     if not arrays:
         raise ValueError(f"`state` must be a pytree of arrays, got {show(state)}.")
     path = _path(folder, step)
@@ -133,7 +133,8 @@ def _load(path: Path) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(path / "state.npz") as archive:
             members = {name.removesuffix(".npy"): io.BytesIO(archive.read(name)) for name in archive.namelist()}
-        return {name: np.lib.format.read_array(member, allow_pickle=False) for name, member in members.items()}
+        arrays = {name: np.lib.format.read_array(member, allow_pickle=False) for name, member in members.items()}
+        return {name: array.view(jnp.dtype((array.dtype.names or [array.dtype])[0])) for name, array in arrays.items()}
     except Exception as error:  # of zipfile, zlib or NumPy: whatever damage causes
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}).") from error
 
@@ -156,19 +157,26 @@ def _is_numeric(dtype: Any) -> bool:
 
 
 def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _plain(leaf: Any) -> Any:
     """A leaf as it is saved: of random keys, their data."""
-    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+    if not _is_key(leaf):
+        return leaf
+    return jax.random.key_data(leaf) if isinstance(leaf, jax.Array) else jax.eval_shape(jax.random.key_data, leaf)
+
+
+def _storable(array: np.ndarray) -> np.ndarray:
+    """NumPy's format does not know bfloat16: the name of such a dtype becomes that of a field."""
+    dtype = array.dtype
+    return array.view([(dtype.name, f"V{dtype.itemsize}")]) if dtype.kind == "V" else array
 
 
 def _alike(saved: np.ndarray, leaf: Any) -> bool:
     leaf = _plain(leaf)
     dtype = np.dtype(leaf.dtype) if hasattr(leaf, "dtype") else np.asarray(leaf).dtype
-    same = saved.dtype == dtype or (saved.dtype.kind == "V" and saved.dtype.itemsize == dtype.itemsize)
-    return same and saved.shape == np.shape(leaf)
+    return saved.dtype == dtype and saved.shape == np.shape(leaf)
 
 
 def _like(saved: np.ndarray, leaf: Any) -> Any:
@@ -178,7 +186,9 @@ def _like(saved: np.ndarray, leaf: Any) -> Any:
     if isinstance(leaf, bool | int | float | complex):
         return type(leaf)(saved.item())
     if _is_key(leaf):
-        array = jax.random.wrap_key_data(jnp.array(saved), impl=jax.random.key_impl(leaf))
+        impl: list[Any] = []
+        jax.eval_shape(lambda key: impl.append(jax.random.key_impl(key)), leaf)  # of a ShapeDtypeStruct, too
+        array = jax.random.wrap_key_data(jnp.array(saved), impl=impl[0])
     else:
-        array = jnp.array(saved.view(leaf.dtype) if saved.dtype.kind == "V" else saved)  # NumPy knows no bfloat16
+        array = jnp.array(saved)
     return jax.device_put(array, leaf.sharding) if isinstance(leaf, jax.Array) and leaf.committed else array

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboardX.summary import scalar
@@ -24,8 +25,8 @@ class Run:
     """Keep one training in a folder: `settings.json`, `metrics.jsonl`, `checkpoints` and events for TensorBoard.
 
     A context manager. A program that is killed at any moment and started again resumes from the last checkpoint: start
-    at `run.step` with `run.restore(state)`. Metrics that were logged after that checkpoint are removed, so they have
-    neither gaps nor double rows.
+    at `run.step` with `run.restore(state)`. The first `log` or `save` removes metrics that were logged after that
+    checkpoint, so they have neither gaps nor double rows. Only one process may have a run open.
 
     **Arguments:**
 
@@ -37,8 +38,9 @@ class Run:
 
     It has `folder`, and `step`, the step of the last checkpoint or 0.
 
-    **Raises:** `ValueError` if the folder holds a run of other settings, or if all its checkpoints are damaged. If only
-    the last one is, the run resumes from the one before, with a warning.
+    **Raises:** `ValueError` if the folder holds a run of other settings or the files of something else, if the run is
+    open already, or if all its checkpoints are damaged. If only the last one is, the run resumes from the one before,
+    with a warning.
 
     !!! Example
 
@@ -70,20 +72,35 @@ class Run:
         self.folder: Path = as_folder("folder", folder)
         text = as_json("settings", settings, indent=1, allow_nan=False)
         self.folder.mkdir(parents=True, exist_ok=True)
-        if not (path := self.folder / "settings.json").exists():
-            write_whole(path, text)
-        _check_same(self.folder, json.loads(text))
-        self.step: int = _checkpoint.last_step(self.folder) or 0
+        self._lock = FileLock(self.folder / ".lock")
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout as error:
+            raise ValueError(f"`folder`: the run in {self.folder} is open already. Close it, or wait.") from error
+        try:
+            if not (path := self.folder / "settings.json").exists():
+                _check_free(self.folder)
+                write_whole(path, text)
+            _check_same(self.folder, json.loads(text))
+            self.step: int = _checkpoint.last_step(self.folder) or 0
+        except BaseException:
+            self._lock.release()
+            raise
         self._logger = logger
-        rows = [row for row in read_rows(self.folder, "metrics") if _is_metrics(row) and row["step"] <= self.step]
-        write_whole(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-        shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
-        (self.folder / "tensorboard").mkdir()
-        # Not a SummaryWriter: its thread dies on a full disk, and the run would wait for it.
-        self._board = EventsWriter(str(self.folder / "tensorboard" / "events"))
-        for row in rows:
-            self._show(**row)
-        self._board.flush()
+        self._board: EventsWriter | None = None  # until something is written
+
+    def _events(self) -> EventsWriter:
+        """TensorBoard's events. The first time, removes what was logged after the last checkpoint."""
+        if self._board is None:
+            rows = [row for row in read_rows(self.folder, "metrics") if _is_metrics(row) and row["step"] <= self.step]
+            write_whole(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+            shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
+            (self.folder / "tensorboard").mkdir()
+            # Not a SummaryWriter: its thread dies on a full disk, and the run would wait for it.
+            self._board = EventsWriter(str(self.folder / "tensorboard" / "events"))
+            for row in rows:
+                _show(self._board, **row)
+        return self._board
 
     @typed
     def restore(self, state: Any) -> Any:
@@ -110,9 +127,10 @@ class Run:
             as_size("step", step, maximum=2**62),
             {name: _as_float(name, value) for name, value in values.items()},
         )
+        board = self._events()
         append_row(self.folder, "metrics", {"step": step, **row})
-        self._show(step, **row)
-        self._board.flush()
+        _show(board, step, **row)
+        board.flush()
         if self._logger is not None:
             self._logger(step, row)
 
@@ -127,12 +145,15 @@ class Run:
         """
         if (step := as_size("step", step, maximum=2**62)) <= self.step:
             raise ValueError(f"`step` must be higher than {self.step}, the step of the last checkpoint, got {step}.")
+        self._events()
         _checkpoint.write(self.folder, step, state)
         self.step = step
 
     def close(self) -> None:
-        """Close TensorBoard's events."""
-        self._board.close()
+        """Close TensorBoard's events, so that another process may open the run."""
+        if self._board is not None:
+            self._board.close()
+        self._lock.release()
 
     def __enter__(self) -> "Run":
         return self
@@ -140,9 +161,17 @@ class Run:
     def __exit__(self, *_: Any) -> None:
         self.close()
 
-    def _show(self, step: int, **values: float) -> None:
-        for name, value in values.items():
-            self._board.write_event(Event(step=step, wall_time=time.time(), summary=scalar(name, value)))
+
+def _show(board: EventsWriter, step: int, **values: float) -> None:
+    for name, value in values.items():
+        board.write_event(Event(step=step, wall_time=time.time(), summary=scalar(name, value)))
+
+
+def _check_free(folder: Path) -> None:
+    """The folder has no files that a new run would replace."""
+    for name in ("metrics.jsonl", "checkpoints", "tensorboard"):
+        if (folder / name).exists():
+            raise ValueError(f"`folder`: {folder} has {name} but no settings.json, so it is no run. Choose another.")
 
 
 def _check_same(folder: Any, settings: dict[str, Any]) -> None:
