@@ -112,6 +112,27 @@ def test_methods_without_a_shared_task_are_not_compared(table):
     assert "| x |  | missing |" in table.markdown(scores, table.rows(scores, 10))
 
 
+def test_a_task_with_more_seeds_does_not_count_more(table):
+    easy, hard = np.full(8, 100.0), np.zeros(8)
+    scores = {"x": {"a": easy, "b": hard[:2]}, "y": {"a": easy[:2], "b": hard}}
+    both = [row for row in table.rows(scores, 10) if row["task"] == "all"]
+    assert [(row["mean"], row["iqm"], row["runs"]) for row in both] == [(50, 50, 4)] * 2
+
+
+def test_the_figure_compares_what_the_table_compares(table, monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr(table, "interval", lambda values, *_: drawn.append(np.concatenate(values).tolist()) or (0, 0))
+    table.draw({"x": {"a": np.zeros(2)}, "y": {"a": np.zeros(2), "b": np.ones(2)}}, [], tmp_path / "table.png")
+    assert drawn == [[0, 0], [0, 0]]
+
+
+def test_agents_of_different_settings_are_not_averaged(table, file):
+    rows = [{"method": "x", "task": "a", "seed": seed, "success": [1], "config": {"tau": seed}} for seed in range(2)]
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+    with pytest.raises(ValueError, match=r"agents\.jsonl:2 has another config than the lines of x on a before it"):
+        table.read((file,))
+
+
 def test_a_line_that_is_none_is_named(table, file):
     file.write_text(file.read_text() + "{}\n")
     with pytest.raises(ValueError, match=r"agents\.jsonl:13 is not a line of run\.py"):
@@ -238,6 +259,9 @@ def test_agents_are_trained_and_evaluated_once(home, tmp_path):
     assert rows[2]["config"]["num_candidates"] == 2
     assert {"sha256", "commit", "jax", "device", "seconds", "success"} <= rows[0].keys()
     assert rows[0]["together"] == 1
+    process = start(home, FOLDER / "run.py", *options, *sizes, *small, "--updates", "3")
+    assert "`label`" in process.communicate(timeout=300)[1]
+    assert process.returncode == 1
 
 
 @pytest.mark.slow

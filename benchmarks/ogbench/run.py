@@ -13,6 +13,7 @@ In a row, `dataset`, `commit` and `device` are those of the training. It took `s
 
 import dataclasses
 import itertools
+import json
 import sys
 import time
 from contextlib import ExitStack
@@ -29,7 +30,7 @@ from training import Agent, load_tasks, restore, train, trained
 from shortcutrl.evaluate import EnvPool, Evaluation, evaluate, keyed
 from shortcutrl.runs import Run, append_row, read_rows
 
-TRAINING = ("updates", "batch_size", "width", "depth", "n_step", "learning_rate")
+TRAINING = ("updates", "batch_size", "width", "depth", "n_step", "learning_rate", "data_episodes")
 
 
 def parse_share(share: str) -> tuple[int, int]:
@@ -45,9 +46,19 @@ def table_name(args: Args) -> str:
     return "agents" if count == 1 else f"agents_{which}_of_{count}"
 
 
-def finished(args: Args) -> set[tuple[str, str, int]]:
+def finished(args: Args) -> dict[tuple[str, str, int], dict[str, Any]]:
     tables = [path.stem for path in args.out.glob("agents*.jsonl") if path.stem.isidentifier()]
-    return {(row["method"], row["task"], row["seed"]) for table in tables for row in read_rows(args.out, table)}
+    rows = [row for table in tables for row in read_rows(args.out, table)]
+    return {(row["method"], row["task"], row["seed"]): row for row in rows}
+
+
+def check_same(args: Args, key: tuple[str, str, int], settings: dict[str, Any], row: dict[str, Any]) -> None:
+    """The finished agent was trained with these settings."""
+    settings = json.loads(json.dumps(settings))  # as in the row
+    changed = [name for name in settings if settings[name] != row.get(name)]
+    was, now = ({name: each.get(name) for name in changed} for each in (row, settings))
+    if changed:
+        raise ValueError(f"`label`: {args.out} has an agent {key} with {was}, not {now}. Choose another label.")
 
 
 def noise_shape(module: ModuleType, config: Any, size: int, chosen: dict[str, Any]) -> tuple[int, ...]:
@@ -65,6 +76,9 @@ def agents(args: Args, method: str, names: tuple[str, ...], mine: list[tuple[str
     config, chosen = configure(args, module, method, names[0]), options(args.act, method, "act")
     settings = {"config": dataclasses.asdict(config), "act": chosen} | {key: getattr(args, key) for key in TRAINING}
     folder = args.out / label
+    for task, seed in mine:
+        if row := done.get((label, task, seed)):
+            check_same(args, (label, task, seed), settings, row)
     with ExitStack() as stack:
         missing = [
             Agent(task, seed, stack.enter_context(Run(folder / task / f"seed-{seed}", {"seed": seed, **settings})))

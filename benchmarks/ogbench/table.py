@@ -27,6 +27,9 @@ from matplotlib import pyplot as plt
 Scores = dict[str, dict[str, np.ndarray]]
 """Success in percent by method, task and seed."""
 
+SETTINGS = ("config", "act", "updates", "batch_size", "width", "depth", "n_step", "learning_rate", "sha256")
+"""What all agents of a method on a task must share; the last is that of the dataset."""
+
 
 @dataclass(frozen=True)
 class Args:
@@ -38,6 +41,7 @@ class Args:
 def read(files: tuple[Path, ...]) -> Scores:
     """The last line of each agent, by method (with its changed settings), task and seed."""
     agents: dict[tuple[str, str, int], float] = {}
+    settings: dict[tuple[str, str], dict[str, Any]] = {}
     for file in files:
         for number, line in enumerate(file.read_text().splitlines(), 1):
             try:
@@ -47,6 +51,13 @@ def read(files: tuple[Path, ...]) -> Scores:
                 raise ValueError(
                     f"{file}:{number} is not a line of run.py ({type(error).__name__}: {error})."
                 ) from error
+            own = {name: row[name] for name in SETTINGS if name in row}
+            first = settings.setdefault((row["method"], row["task"]), own)
+            if changed := [name for name in own.keys() & first.keys() if own[name] != first[name]]:
+                raise ValueError(
+                    f"{file}:{number} has another {', '.join(sorted(changed))} than the lines of {row['method']} on "
+                    f"{row['task']} before it. Run it with another --label, or give the files to different tables."
+                )
     scores: Scores = defaultdict(dict)
     for method, task, _ in agents:
         values = [score for (m, t, _), score in sorted(agents.items()) if (m, t) == (method, task)]
@@ -82,14 +93,20 @@ def probability_of_improvement(x: dict[str, np.ndarray], y: dict[str, np.ndarray
     return float(np.mean([(1 + sign).mean() / 2 for sign in shared])) if shared else float("nan")
 
 
+def over_all(scores: Scores) -> dict[str, list[np.ndarray]]:
+    """What compares methods: the tasks that every method has, with equally many seeds of each. Empty without a task."""
+    tasks = [task for task in tasks_of(scores) if all(task in scores[method] for method in scores)]
+    least = {method: min((len(by_task[task]) for task in tasks), default=0) for method, by_task in scores.items()}
+    return {method: [scores[method][task][: least[method]] for task in tasks] for method in scores} if tasks else {}
+
+
 def rows(scores: Scores, resamples: int) -> list[dict[str, Any]]:
-    """One row for each method and task, and one for each method over the tasks that every method has."""
-    complete = [task for task in tasks_of(scores) if all(task in scores[method] for method in scores)]
-    table = []
+    """One row for each method and task, and one for each method over all that `over_all` compares."""
+    table, compared = [], over_all(scores)
     for method, by_task in scores.items():
         groups = {task: [by_task[task]] for task in tasks_of(scores) if task in by_task}
-        if complete:
-            groups["all"] = [by_task[task] for task in complete]
+        if method in compared:
+            groups["all"] = compared[method]
         for task, values in groups.items():
             low, high = interval(values, np.mean, resamples)
             middle_low, middle_high = interval(values, iqm, resamples)
@@ -130,8 +147,8 @@ def markdown(scores: Scores, table: list[dict[str, Any]]) -> str:
     names = " | ".join(scores)
     return "\n".join(
         [
-            "Mean success in percent (95% interval over seeds), n runs; in square brackets the published mean of the",
-            "environment's five tasks after a million updates. Higher is better.",
+            "Mean success in percent (95% bootstrap interval over seeds, too narrow for few seeds), n runs; in square",
+            "brackets the published mean of the environment's five tasks after a million updates. Higher is better.",
             "",
             *lines,
             "",
@@ -162,11 +179,15 @@ def _estimate(value: float, low: float, high: float) -> str:
 
 
 def draw(scores: Scores, table: list[dict[str, Any]], path: Path) -> None:
-    """The interquartile means with intervals, and the share of runs above each success: the performance profile."""
+    """The interquartile means with intervals, and the share of runs above each success: the performance profile.
+
+    Over the tasks that every method has; without one, over each method's own.
+    """
+    compared = over_all(scores) or {method: list(by_task.values()) for method, by_task in scores.items()}
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 0.35 * len(scores) + 2), layout="constrained")
-    methods = sorted(scores, key=lambda method: iqm(np.concatenate(list(scores[method].values()))))
+    methods = sorted(compared, key=lambda method: iqm(np.concatenate(compared[method])))
     for height, method in enumerate(methods):
-        values = list(scores[method].values())
+        values = compared[method]
         low, high = interval(values, iqm, 500)
         left.plot([low, high], [height, height], linewidth=6, alpha=0.5)
         left.plot(iqm(np.concatenate(values)), height, "o", color="black", markersize=4)

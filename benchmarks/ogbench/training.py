@@ -83,6 +83,9 @@ def train(
     rewards, masks = ([getattr(tasks[agent.task].dataset, name) for agent in group] for name in ("reward", "mask"))
     dataset = first.dataset._replace(reward=stack(*rewards), mask=stack(*masks))
     facts = {"dataset": Path(first.source).name, "sha256": checksum(Path(first.source)), "commit": commit()}
+    for run in (agent.run for agent in group if agent.run.step):
+        if (was := trained(run)["sha256"]) != facts["sha256"]:
+            raise ValueError(f"`out`: {run.folder} was trained on another dataset, of checksum {was}. Choose another.")
     facts |= {"device": jax.devices()[0].device_kind, "together": len(group)}
     with tqdm(total=args.updates, initial=done, desc=name, unit="update") as bar:
         while done < until:
