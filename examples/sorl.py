@@ -120,7 +120,7 @@ def parse() -> Args:
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     peek.add_argument("--preset", choices=PRESETS, default=Args.preset)
     peek.add_argument("--env", default=Args.env)
-    peek.add_argument("--q-weight")
+    peek.add_argument("--q-weight", "--q_weight")
     given, _ = peek.parse_known_args()
     family, own = given.env.split("-singletask")[0], {}
     if given.preset == "paper":

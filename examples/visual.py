@@ -131,6 +131,10 @@ def interval(values: Any, blocks: int = 20) -> str:
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
     try:
+        if args.updates_per_checkpoint % args.updates_per_row:  # a run that resumes would lose a part of a row
+            raise ValueError(
+                f"`updates_per_checkpoint` must be a multiple of `updates_per_row` = {args.updates_per_row}."
+            )
         config = sorl.Config(q_weight=args.q_weight, tau=args.tau)
         args.out.mkdir(parents=True, exist_ok=True)
         task = ogbench.load(args.env, episodes=args.data_episodes)

@@ -32,7 +32,10 @@ def checked(kind: Any, draw: Callable[..., Any] | None = None) -> Callable[[T], 
 
         @wraps(function)
         def checked_call(*args, **kwargs):
-            given = signature.bind(*args, **kwargs).arguments
+            try:
+                given = signature.bind(*args, **kwargs).arguments
+            except TypeError:
+                return guarded(*args, **kwargs)  # says which arguments there are
             if draw is not None:
                 name, learner = next(iter(given.items()))
                 for network in learner if isinstance(learner, tuple) else (learner,):
@@ -120,7 +123,8 @@ def validate(
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if isinstance(value, tuple | list):
-            value = tuple(each.item() if isinstance(each, np.generic | jax.Array) else each for each in value)
+            plain = lambda each: isinstance(each, np.generic | jax.Array) and each.ndim == 0
+            value = tuple(each.item() if plain(each) else each for each in value)
         object.__setattr__(config, field.name, value.item() if isinstance(value, np.generic) else value)
     for name in non_negative:
         _checks.check_range(name, getattr(config, name), 0, float("inf"))

@@ -64,8 +64,8 @@ def rollout_k(
     - `velocity`, `obs`: as in [`shortcut_step`][shortcutrl.shortcut_step]. If `velocity` has a method `encode(obs)`
       that returns [`nn.Features`][shortcutrl.nn.Features], it is called once, and each jump gets them instead of `obs`.
     - `noise`: a draw from the standard normal, shape `(action,)`. Gradients flow through it.
-    - `k`: the number of jumps, from 1 to 4096. A shortcut policy is trained for powers of two up to its `num_steps`; a
-      flow model takes any number. Static.
+    - `k`: the number of jumps, from 1 to 4096; to 1024 in float16 and to 128 in bfloat16. A shortcut policy is trained
+      for powers of two up to its `num_steps`; a flow model takes any number. Static.
     - `clip`: `(low, high)`, two numbers or two arrays of the action's shape, to clip the final action to. `None` leaves
       it unchanged. No gradient flows where it clips.
     - `remat`: whether the backward pass computes each jump again instead of storing its activations. The gradient is
@@ -73,7 +73,7 @@ def rollout_k(
 
     **Returns:** the action at time 1, shape and dtype of `noise`. Gradients flow through all `k` jumps.
 
-    **Raises:** `ValueError` if `k` is out of range or `clip` is empty; otherwise as
+    **Raises:** `ValueError` if `k` is out of range for the noise or `clip` is empty; otherwise as
     [`shortcut_step`][shortcutrl.shortcut_step].
 
     !!! Example
@@ -93,6 +93,8 @@ def rollout_k(
     """
     k = _checks.as_count("k", k)
     (noise,) = _checks.as_same_dtype(noise=noise)
+    if k > (most := round(1 / float(jnp.finfo(noise.dtype).eps))):  # times near 1 would not differ
+        raise ValueError(f"`k` must be at most {most} for {noise.dtype}, got {k}. Convert the noise to float32.")
     bounds = _checks.as_clip("clip", clip, noise)
     obs = encoded("velocity", velocity, obs)
 

@@ -223,6 +223,7 @@ NOT_A_FIELD_VALUE = {
         "one number": 1.0,
         "three": (-1.0, 0.0, 1.0),
         "text": ("a", "b"),
+        "arrays": (jnp.array([-1.0, -1.0]), jnp.array([1.0, 1.0])),
         "NaN": (float("nan"), 1.0),
     },
 }
@@ -247,6 +248,15 @@ def test_a_config_is_validated(module, name, bad):
 def test_an_unknown_field_is_named(module):
     with pytest.raises(TypeError, match="nonsense"):
         module.Config(nonsense=1)
+
+
+@every_algorithm
+def test_a_call_without_an_argument_or_with_another_is_explained(module):
+    for options in ({}, {"config": small(module), "nonsense": 1}):
+        with pytest.raises(
+            TypeError, match=r"`update`: .* Its arguments are \(state, batch, \*, config, optimizers, key"
+        ):
+            module.update(start(module), **options)
 
 
 @every_algorithm

@@ -195,3 +195,13 @@ def test_bounds_of_every_kind_of_number(number):
 def test_bounds_may_be_traced():
     roll = jax.jit(lambda clip: rollout_k(there_and_back, None, jnp.array([-7.0, 0.5, 1.0]), k=2, clip=clip))
     assert jnp.array_equal(roll(PER_DIMENSION), jnp.array([-1.0, 0.25, 1.0]))
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(jnp.bfloat16, 128), (jnp.float16, 1024)])
+def test_more_jumps_than_a_dtype_can_tell_apart_are_refused(dtype, most):
+    """With as many as are allowed, a velocity of 1 ends at 1."""
+    noise = jnp.zeros(2, dtype)
+    one = lambda obs, x, t, h: jnp.ones_like(x)
+    np.testing.assert_allclose(rollout_k(one, None, noise, k=most), 1.0, atol=0.01)
+    with pytest.raises(ValueError, match=rf"`k` must be at most {most} for {jnp.dtype(dtype)}, got {most + 1}"):
+        rollout_k(one, None, noise, k=most + 1)

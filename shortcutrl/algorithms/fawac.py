@@ -1,4 +1,4 @@
-"""FAWAC: a flow imitates the dataset's actions, each weighted by its advantage over the policy's value.
+"""FAWAC: a flow imitates the dataset's actions, each weighted by its advantage over the value of the dataset's actions.
 
 Source: the flow variant of AWAC ([arXiv 2006.09359](https://arxiv.org/abs/2006.09359)), a baseline of FQL
 ([arXiv 2502.02538](https://arxiv.org/abs/2502.02538)) and of QAM ([arXiv 2601.14234](https://arxiv.org/abs/2601.14234)).

@@ -4,8 +4,8 @@ Source: implicit diffusion Q-learning ([arXiv 2304.10573](https://arxiv.org/abs/
 schedule, sampler and residual network. The rest is as in the comparison of the FQL paper
 ([arXiv 2502.02538](https://arxiv.org/abs/2502.02538)) and in [`iql`][shortcutrl.iql.update]. IDQL's code differs:
 
-- Critic and value are 2 x 256 with ReLU and no LayerNorm. The critic's loss is the mean over the ensemble; here it is
-  the sum.
+- Critic and value are 2 x 256 with ReLU and no LayerNorm. The critic's loss is the mean over the ensemble, and its
+  target uses the value after its step; here it is the sum, and the value before its step.
 - The policy has dropout of 0.1, weight decay of 1e-4, a learning rate that follows a cosine to zero, and an average
   that moves by 0.001. It acts with the best of 64.
 - Batches have 512 transitions. The FQL paper trains IDQL for 3M updates, and most methods for 1M.
@@ -263,8 +263,7 @@ def value_loss(value: Any, state: State, batch: Transition, draws: Draws, *, con
 def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, config: Config) -> tuple[Scalar, Scalar]:
     r"""Fit Q to the value of the next observation: $\sum_i (Q_{\phi_i}(s, a) - (r + \gamma m V(s')))^2$.
 
-    The published loss is the **sum** over the ensemble and the mean over the batch, as in
-    [`iql`][shortcutrl.iql.critic_loss].
+    The loss is the **sum** over the ensemble and the mean over the batch, as in [`iql`][shortcutrl.iql.critic_loss].
 
     **Arguments:**
 

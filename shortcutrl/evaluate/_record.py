@@ -29,7 +29,7 @@ def record(
 ) -> tuple[np.ndarray, bool]:
     """Run one episode and return pictures of it.
 
-    It is the episode that [`evaluate`][shortcutrl.evaluate.evaluate] runs for the same seed.
+    It is the episode that [`evaluate`][shortcutrl.evaluate.evaluate] runs for the same seed, up to rounding.
 
     **Arguments:**
 
