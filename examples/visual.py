@@ -133,7 +133,8 @@ def main() -> None:
     try:
         if args.updates_per_checkpoint % args.updates_per_row:  # a run that resumes would lose a part of a row
             raise ValueError(
-                f"`updates_per_checkpoint` must be a multiple of `updates_per_row` = {args.updates_per_row}."
+                f"`updates_per_checkpoint` must be a multiple of `updates_per_row` = {args.updates_per_row}, "
+                f"got {args.updates_per_checkpoint}."
             )
         config = sorl.Config(q_weight=args.q_weight, tau=args.tau)
         args.out.mkdir(parents=True, exist_ok=True)
