@@ -52,7 +52,7 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
     ns, jumps = sorted({n for n, _, _ in cells}), sorted({k for _, _, k in cells})
     figure, axes = plt.subplots(len(ns), 2, figsize=(6, 2.5 * len(ns)), layout="constrained", squeeze=False)
     for n, (by_k, by_time) in zip(ns, axes, strict=True):
-        for max_jumps in sorted({m for each, m, _ in cells if each == n}):
+        for line, max_jumps in enumerate(sorted({m for each, m, _ in cells if each == n})):
             ks = [k for k in jumps if (n, max_jumps, k) in cells]
             seeds = [cells[n, max_jumps, k] for k in ks]
             counts = [(sum(row["successes"] for row in each), sum(row["episodes"] for row in each)) for each in seeds]
@@ -61,18 +61,21 @@ def draw(rows: list[dict[str, Any]]) -> Figure:
             errors = np.abs(np.transpose([(bound.low, bound.high) for bound in bounds]) - rate)
             times = np.array([np.median([row["milliseconds"] for row in each]) for each in seeds])
             trained = np.array(ks) <= max_jumps
-            for axis, x in ((by_k, np.array(ks) * 1.04 ** np.log2(max_jumps)), (by_time, times)):  # k: side by side
+            for axis, x in ((by_k, np.array(ks) * 1.04**line), (by_time, times)):  # k: side by side
                 color = axis.errorbar(x, rate, errors, capsize=2, lw=1)[0].get_color()
                 axis.scatter(x[trained], rate[trained], color=color, label=f"M_BTT = {max_jumps}", zorder=3)
                 axis.scatter(x[~trained], rate[~trained], color="none", edgecolor=color, zorder=3)
         by_k.set(title=f"best of {n}" if n > 1 else "one candidate", xlabel="jumps k", xscale="log")
         by_k.set_xticks(jumps, jumps)
         by_k.minorticks_off()
-        by_time.set(xlabel="milliseconds per action", xlim=(0, None))
+        longest = max(row["milliseconds"] for row in rows if row["n"] == n)
+        by_time.set(xlabel="milliseconds per action", xlim=(0, 1.05 * longest))
         for axis in (by_k, by_time):
             axis.set(ylabel="success", ylim=(-0.03, 1.03))
-    labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(*labels, loc="outside upper center", ncols=4, columnspacing=1, title="hollow: k > M_BTT")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    if len(labels) > 1:
+        title = "hollow: k > M_BTT = max_jumps"
+        figure.legend(handles, labels, loc="outside upper center", ncols=4, columnspacing=1, title=title)
     return figure
 
 
