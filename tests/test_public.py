@@ -20,8 +20,9 @@ INIT = Path(shortcutrl.__file__)
 def public(module):
     """The functions and classes of a module by their public names; of a package, those that it re-exports."""
     name = module.__name__.removeprefix("shortcutrl").removeprefix(".").removeprefix("algorithms.")
+    home = "shortcutrl" if hasattr(module, "__path__") else module.__name__
     for symbol, value in vars(module).items():
-        own = getattr(value, "__module__", "").startswith(module.__name__)
+        own = getattr(value, "__module__", "").startswith(home)
         if own and not symbol.startswith("_") and (inspect.isfunction(value) or inspect.isclass(value)):
             yield f"{name}.{symbol}".removeprefix("."), value
 
