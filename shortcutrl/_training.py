@@ -252,6 +252,10 @@ def at_drawn(
     gradients = [jax.value_and_grad(branch, has_aux=True) for branch in branches]
     index = jnp.searchsorted(jnp.array(allowed), k)
     (result, terms), grads = jax.lax.stop_gradient(jax.lax.switch(index, gradients, fixed(params)))
+    # In `shard_map`, a loss that varies over devices has another type, and `grads` are already sums over devices.
+    if str(jax.typeof(result)) != str(jax.typeof(jnp.zeros((), result.dtype))):
+        result, terms = jax.lax.switch(index, branches, params)
+        return result, jax.lax.stop_gradient(terms)
     return _with_gradients(params, result, grads), terms
 
 

@@ -131,3 +131,41 @@ def test_agents_on_eight_devices_are_those_on_one_and_do_not_talk():
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     done = subprocess.run([sys.executable, "-c", AGENTS], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+SHARED = """
+import jax, jax.numpy as jnp
+from jax.sharding import AxisType, PartitionSpec as P
+from shortcutrl import Transition, sorl
+
+draw = lambda seed, *shape: jax.random.uniform(jax.random.key(seed), shape, minval=-1)
+batch = Transition(draw(0, 8, 3), draw(1, 8, 2), draw(2, 8), jnp.ones(8), draw(3, 8, 3))
+config, key = sorl.Config(num_steps=2, max_jumps=2, normalize_q=False), jax.random.key(0)
+networks = sorl.networks(batch, width=8, depth=1, key=key)
+state = sorl.init(networks, config=config, optimizers=sorl.OPTIMIZERS)
+draws = sorl.draw(key, batch, config=config)
+mesh = jax.make_mesh((2,), ("batch",), axis_types=(AxisType.Auto,))
+parts = jax.tree.map(lambda leaf: P("batch") if leaf.ndim else P(), draws)
+
+for loss, network in ((sorl.critic_loss, state.critic), (sorl.policy_loss, state.policy)):
+
+    def alone(network, batch, draws, k):
+        return loss(network, state, batch, draws._replace(td_k=k, q_k=k), config=config)[0]
+
+    def mean(*args):
+        return jax.grad(lambda network: jax.lax.pmean(alone(network, *args[1:]), "batch"))(args[0])
+
+    both = jax.shard_map(mean, mesh=mesh, in_specs=(P(), P("batch"), parts, P()), out_specs=P())
+    halves = jax.jit(both)(network, batch, draws, jnp.array(2))
+    whole = jax.grad(alone)(network, batch, draws, 2)
+    jax.tree.map(lambda a, b: print(float(jnp.abs(a - b).max())), halves, whole)
+"""
+
+
+def test_gradients_inside_shard_map_are_those_of_one_device():
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    done = subprocess.run([sys.executable, "-c", SHARED], env=os.environ | flags, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    differences = [float(line) for line in done.stdout.split()]
+    assert len(differences) > 8
+    assert max(differences) < 1e-5
