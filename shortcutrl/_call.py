@@ -20,9 +20,15 @@ def encoded(name: str, function: Any, obs: Obs) -> Obs:
     """The features that `function` makes by its method `encode`, for several calls; without them, `obs`."""
     while isinstance(function, partial | eqx.Partial) and not function.args:
         function = function.func
-    encode = None if isinstance(function, type) else getattr(function, "encode", None)
-    made = None if encode is None else call(f"{name}.encode", encode, obs)
-    return made if isinstance(made, Features) else obs  # another `encode` may be for the network itself
+    encode: Any = getattr(function, "encode", None)
+    if isinstance(function, type) or not hasattr(type(function), "encode"):  # a field is for the network itself
+        return obs
+    try:
+        inspect.signature(encode).bind(obs)
+    except TypeError:
+        return obs
+    made = call(f"{name}.encode", encode, obs)
+    return made if isinstance(made, Features) else obs
 
 
 def velocity_at(name: str, velocity: Velocity, obs: Obs, x: Action, t: Scalar, h: Scalar) -> Action:

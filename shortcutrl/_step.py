@@ -93,7 +93,7 @@ def rollout_k(
     """
     k = _checks.as_count("k", k)
     (noise,) = _checks.as_same_dtype(noise=noise)
-    if k > (most := round(1 / float(jnp.finfo(noise.dtype).eps))):  # times near 1 would not differ
+    if k > (most := round(1 / float(jnp.finfo(noise.dtype).eps))):  # a jump would vanish in rounding
         raise ValueError(f"`k` must be at most {most} for {noise.dtype}, got {k}. Convert the noise to float32.")
     bounds = _checks.as_clip("clip", clip, noise)
     obs = encoded("velocity", velocity, obs)

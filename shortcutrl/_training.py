@@ -251,11 +251,11 @@ def at_drawn(
     branches = [lambda params, each=each: loss(*eqx.combine(params, static), each) for each in allowed]
     gradients = [jax.value_and_grad(branch, has_aux=True) for branch in branches]
     index = jnp.searchsorted(jnp.array(allowed), k)
+    # In `shard_map`, parameters must vary over devices as the loss does, so that the branches do not sum gradients.
+    like = jax.lax.stop_gradient(branches[0](fixed(params))[0])
+    zero = jnp.where(like == like, 0, 0)
+    params = jax.tree.map(lambda leaf: leaf + zero.astype(leaf.dtype), params)
     (result, terms), grads = jax.lax.stop_gradient(jax.lax.switch(index, gradients, fixed(params)))
-    # In `shard_map`, a loss that varies over devices has another type, and `grads` are already sums over devices.
-    if str(jax.typeof(result)) != str(jax.typeof(jnp.zeros((), result.dtype))):
-        result, terms = jax.lax.switch(index, branches, params)
-        return result, jax.lax.stop_gradient(terms)
     return _with_gradients(params, result, grads), terms
 
 

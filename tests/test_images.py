@@ -510,6 +510,25 @@ def test_an_encode_for_the_network_itself_is_not_applied_twice(module):
     np.testing.assert_allclose(q, jnp.mean(jax.vmap(networks.critic)(batch.obs, batch.action)))
 
 
+def test_an_encode_of_another_kind_is_left_alone():
+    class OfTwo(eqx.Module):
+        def encode(self, obs, x):
+            return obs + x
+
+        def __call__(self, obs, x, t, h):
+            return self.encode(obs, x)
+
+    class Field(eqx.Module):
+        encode: eqx.nn.Linear
+
+        def __call__(self, obs, x, t, h):
+            return self.encode(obs)
+
+    for policy in (OfTwo(), Field(eqx.nn.Linear(2, 2, key=KEY))):
+        obs, x = jnp.ones(2), jnp.zeros(2)
+        np.testing.assert_allclose(rollout_k(policy, obs, x, k=1), policy(obs, x, 0.0, 1.0))
+
+
 def test_features_of_another_size_are_refused():
     policy, _ = counted(nn.ShortcutPolicy, 3, 2, depth=1)
     with pytest.raises(ValueError, match=r"`obs` must have shape \(3,\), which the network was made for, got \(4,\)"):

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import threading
 
 import equinox as eqx
 import jax
@@ -267,9 +268,43 @@ def test_a_run_that_is_only_opened_keeps_its_files(folder):
 def test_a_run_is_open_only_once(folder):
     with Run(folder, {"seed": 0}), pytest.raises(ValueError, match=r"`folder`: the run in .*run is open already"):
         Run(folder, {"seed": 0})
-    with pytest.raises(ValueError, match="`settings`"):
+    with pytest.raises(ValueError, match="`settings`") as kept:
         Run(folder, {"seed": 1})
-    Run(folder, {"seed": 0}).close()  # neither an error nor an end keeps it locked
+    run = Run(folder, {"seed": 0})  # neither an error nor an end keeps it locked
+    assert kept.value  # until here: the end of the error would free the lock
+    thread = threading.Thread(target=run.close)
+    thread.start()
+    thread.join()
+    Run(folder, {"seed": 0}).close()
+
+
+def test_a_closed_run_writes_nothing(folder):
+    run = Run(folder, {"seed": 0})
+    run.close()
+    before = steps(folder)
+    for write in (lambda: run.log(30, {"td": 1}), lambda: run.save(30, STATE)):
+        with pytest.raises(ValueError, match="is closed"):
+            write()
+    assert steps(folder) == before
+    assert not (folder / "checkpoints" / "30").exists()
+
+
+def test_a_checkpoint_without_metrics_keeps_no_later_ones(folder):
+    with Run(folder, {"seed": 0}) as run:
+        run.log(25, {"td": 25})
+    with Run(folder, {"seed": 0}) as run:
+        run.save(30, STATE)
+    assert steps(folder) == [5, 10, 15, 20]
+
+
+def test_a_file_system_without_locks_is_said(folder, monkeypatch):
+    def fail(*args, **options):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", fail)
+    with pytest.warns(UserWarning, match=r"run cannot be locked \(.*No locks available\)"):
+        run = Run(folder, {"seed": 0})
+    run.close()
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints", "tensorboard"])

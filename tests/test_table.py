@@ -129,7 +129,7 @@ def test_the_figure_compares_what_the_table_compares(table, monkeypatch, tmp_pat
 def test_agents_of_different_settings_are_not_averaged(table, file):
     rows = [{"method": "x", "task": "a", "seed": seed, "success": [1], "config": {"tau": seed}} for seed in range(2)]
     file.write_text("\n".join(json.dumps(row) for row in rows))
-    with pytest.raises(ValueError, match=r"agents\.jsonl:2 has another config than the lines of x on a before it"):
+    with pytest.raises(ValueError, match=r"agents\.jsonl:2 has another config than other lines of x on a"):
         table.read((file,))
 
 

@@ -41,7 +41,7 @@ class Args:
 def read(files: tuple[Path, ...]) -> Scores:
     """The last line of each agent, by method (with its changed settings), task and seed."""
     agents: dict[tuple[str, str, int], float] = {}
-    settings: dict[tuple[str, str], dict[str, Any]] = {}
+    lines: dict[tuple[str, str, int], tuple[str, dict[str, Any]]] = {}
     for file in files:
         for number, line in enumerate(file.read_text().splitlines(), 1):
             try:
@@ -51,12 +51,14 @@ def read(files: tuple[Path, ...]) -> Scores:
                 raise ValueError(
                     f"{file}:{number} is not a line of run.py ({type(error).__name__}: {error})."
                 ) from error
-            own = {name: row[name] for name in SETTINGS if name in row}
-            first = settings.setdefault((row["method"], row["task"]), own)
-            if changed := [name for name in own.keys() & first.keys() if own[name] != first[name]]:
+            lines[row["method"], row["task"], row["seed"]] = f"{file}:{number}", row
+    shared: dict[tuple[str, str, str], Any] = {}  # by method, task and setting
+    for (method, task, _), (place, row) in lines.items():
+        for name in SETTINGS:
+            if name in row and row[name] != shared.setdefault((method, task, name), row[name]):
                 raise ValueError(
-                    f"{file}:{number} has another {', '.join(sorted(changed))} than the lines of {row['method']} on "
-                    f"{row['task']} before it. Run it with another --label, or give the files to different tables."
+                    f"{place} has another {name} than other lines of {method} on {task}. Run it with another --label, "
+                    "or give the files to different tables."
                 )
     scores: Scores = defaultdict(dict)
     for method, task, _ in agents:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,14 +73,18 @@ class Run:
         self.folder: Path = as_folder("folder", folder)
         text = as_json("settings", settings, indent=1, allow_nan=False)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(self.folder / ".lock")
+        if not (path := self.folder / "settings.json").exists():
+            _check_free(self.folder)
+        self._lock = FileLock(self.folder / ".lock", thread_local=False)
         try:
             self._lock.acquire(blocking=False)
         except Timeout as error:
             raise ValueError(f"`folder`: the run in {self.folder} is open already. Close it, or wait.") from error
+        except (OSError, NotImplementedError) as error:  # such as a network's file system without locks
+            warnings.warn(f"{self.folder} cannot be locked ({error}): open the run in one process only.", stacklevel=3)
+        self._open = True
         try:
-            if not (path := self.folder / "settings.json").exists():
-                _check_free(self.folder)
+            if not path.exists():
                 write_whole(path, text)
             _check_same(self.folder, json.loads(text))
             self.step: int = _checkpoint.last_step(self.folder) or 0
@@ -91,11 +96,13 @@ class Run:
 
     def _events(self) -> EventsWriter:
         """TensorBoard's events. The first time, removes what was logged after the last checkpoint."""
+        if not self._open:
+            raise ValueError(f"the run in {self.folder} is closed: open it again by `Run`.")
         if self._board is None:
             rows = [row for row in read_rows(self.folder, "metrics") if _is_metrics(row) and row["step"] <= self.step]
             write_whole(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
             shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
-            (self.folder / "tensorboard").mkdir()
+            (self.folder / "tensorboard").mkdir(exist_ok=True)
             # Not a SummaryWriter: its thread dies on a full disk, and the run would wait for it.
             self._board = EventsWriter(str(self.folder / "tensorboard" / "events"))
             for row in rows:
@@ -151,9 +158,12 @@ class Run:
 
     def close(self) -> None:
         """Close TensorBoard's events, so that another process may open the run."""
-        if self._board is not None:
-            self._board.close()
-        self._lock.release()
+        self._open = False
+        try:
+            if self._board is not None:
+                self._board.close()
+        finally:
+            self._lock.release()
 
     def __enter__(self) -> "Run":
         return self
