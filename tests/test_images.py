@@ -552,3 +552,9 @@ def test_a_million_frames_take_at_most_12_5_gigabytes():
     each = sum(leaf.nbytes for leaf in jax.tree.leaves(dataset)) / rows
     assert each > 64 * 64 * 3
     assert each * 1_000_000 <= 12.5e9
+
+
+@pytest.mark.parametrize("shape", [(16, 16), [16, 16], (16, 16, 3, 1)])
+def test_the_shape_of_an_image_has_three_sizes(shape):
+    with pytest.raises(ValueError, match=r"`shape` must be \(height, width, channels\), got"):
+        nn.Impala(shape, key=KEY)

@@ -98,7 +98,7 @@ class Impala(eqx.Module):
     @typed
     def __init__(
         self,
-        shape: tuple[Integer, Integer, Integer] | list[Integer],
+        shape: tuple[Integer, ...] | list[Integer],
         *,
         channels: tuple[Integer, ...] | list[Integer] = (16, 32, 32),
         blocks: Integer = 1,
