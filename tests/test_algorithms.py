@@ -378,21 +378,6 @@ def test_a_loss_trains_its_own_networks_alone(module, loss):
         assert all(jnp.all(leaf == 0) for leaf in jax.tree.leaves(grads)), f"gradient reached `state.{name}`"
 
 
-# ------------------------------------------------------------------- memory that is not shared
-
-OPTIMIZERS = {
-    "adam": optax.adam(1e-2),
-    "prodigy": optax.contrib.prodigy(),
-    "dog": optax.contrib.dog(),
-    "cocob": optax.contrib.cocob(),
-}
-"""The last three keep the parameters they started from in their state."""
-
-
-def buffers(tree):
-    return [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(tree) if eqx.is_array(leaf) and leaf.size]
-
-
 @pytest.mark.parametrize(("module", "loss"), LOSSES)
 def test_a_loss_is_differentiable_through_every_transformation(module, loss):
     """Of the loss inside `jit`, `checkpoint`, `cond`, `scan` and `map`, and forwards; by their shapes alone."""
@@ -417,6 +402,21 @@ def test_a_loss_is_differentiable_through_every_transformation(module, loss):
         assert jax.tree.map(jnp.shape, grads) == jax.tree.map(jnp.shape, first)
     forwards = lambda learner, draw: jax.jvp(lambda learner: alone(learner, draw), (learner,), (learner,))
     assert jax.eval_shape(forwards, first, draws(module, KEY, batch, config))[1].shape == ()
+
+
+# ------------------------------------------------------------------- memory that is not shared
+
+OPTIMIZERS = {
+    "adam": optax.adam(1e-2),
+    "prodigy": optax.contrib.prodigy(),
+    "dog": optax.contrib.dog(),
+    "cocob": optax.contrib.cocob(),
+}
+"""The last three keep the parameters they started from in their state."""
+
+
+def buffers(tree):
+    return [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(tree) if eqx.is_array(leaf) and leaf.size]
 
 
 @every_algorithm

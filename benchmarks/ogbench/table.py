@@ -40,20 +40,19 @@ class Args:
 
 def read(files: tuple[Path, ...]) -> Scores:
     """The last line of each agent, by method (with its changed settings), task and seed."""
-    agents: dict[tuple[str, str, int], float] = {}
-    lines: dict[tuple[str, str, int], tuple[str, dict[str, Any]]] = {}
+    agents: dict[tuple[str, str, int], tuple[float, str, dict[str, Any]]] = {}  # with the line and its place
     for file in files:
         for number, line in enumerate(file.read_text().splitlines(), 1):
             try:
                 row = json.loads(line)
-                agents[row["method"], row["task"], row["seed"]] = 100 * float(np.mean(row["success"]))
+                score = 100 * float(np.mean(row["success"]))
+                agents[row["method"], row["task"], row["seed"]] = score, f"{file}:{number}", row
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
                     f"{file}:{number} is not a line of run.py ({type(error).__name__}: {error})."
                 ) from error
-            lines[row["method"], row["task"], row["seed"]] = f"{file}:{number}", row
     shared: dict[tuple[str, str, str], Any] = {}  # by method, task and setting
-    for (method, task, _), (place, row) in lines.items():
+    for (method, task, _), (_, place, row) in agents.items():
         for name in SETTINGS:
             if name in row and row[name] != shared.setdefault((method, task, name), row[name]):
                 raise ValueError(
@@ -62,7 +61,7 @@ def read(files: tuple[Path, ...]) -> Scores:
                 )
     scores: Scores = defaultdict(dict)
     for method, task, _ in agents:
-        values = [score for (m, t, _), score in sorted(agents.items()) if (m, t) == (method, task)]
+        values = [agents[key][0] for key in sorted(agents) if key[:2] == (method, task)]
         scores[method][task] = np.array(values)
     if not scores:
         raise ValueError(f"no finished agent in {', '.join(map(str, files))}: run run.py first.")
