@@ -30,7 +30,7 @@ class ShortcutInfo(NamedTuple):
 def flow_matching_loss(
     velocity: Velocity, obs: Obs, action: ActionLike, noise: ActionLike, t: ScalarLike, *, h: ScalarLike
 ) -> Scalar:
-    r"""Match the smallest step to the data's velocity: $\tfrac1d \lVert s_\theta(x_t, t, h \mid s) - (a - z) \rVert^2$.
+    r"""Match the smallest jump to the data's velocity: $\tfrac1d \lVert s_\theta(x_t, t, h \mid s) - (a - z) \rVert^2$.
 
     Here $x_t = (1 - t)\, z + t\, a$ for noise $z$ and action $a$ of dimension $d$. The minimiser is the tangent
     velocity $E[a - z \mid x_t, s]$ at `t`. For `h = 0` this is exact. For `h > 0` the policy learns Euler steps of that
@@ -80,12 +80,12 @@ def self_consistency_loss(
     t: ScalarLike,
     h: ScalarLike,
 ) -> Scalar:
-    r"""Make one jump land where two half-jumps land: $\tfrac1d \lVert s_\theta(x_t, t, h \mid s) - \bar s \rVert^2$.
+    r"""Make one jump land where two of half the size land: $\tfrac1d \lVert s_\theta(x_t, t, h \mid s) - \bar s \rVert^2$.
 
     The target is the mean velocity of two jumps of $h/2$ by the teacher, $\bar s = \tfrac12 (s_{\bar\theta}(x_t, t,
     \tfrac h2) + s_{\bar\theta}(x', t + \tfrac h2, \tfrac h2))$ with
     $x' = x_t + \tfrac h2 s_{\bar\theta}(x_t, t, \tfrac h2)$. No gradient flows into it. It inherits the error of the
-    teacher's half-jumps, and is exact where they are.
+    teacher's two jumps, and is exact where they are.
 
     **Arguments:**
 
@@ -146,7 +146,7 @@ def shortcut_loss(
     **Arguments:**
 
     - `velocity`: the policy that learns. Gradients flow into it.
-    - `teacher`: the policy that makes the half-jumps. The gradient with respect to it is zero.
+    - `teacher`: the policy that makes the two jumps of half the size. The gradient with respect to it is zero.
     - `obs`: one observation, any pytree.
     - `action`: the dataset's action for this observation, shape `(action,)`.
     - `num_steps`: M, the largest number of jumps, a power of two. With 1 there is nothing to halve and only flow

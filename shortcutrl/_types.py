@@ -76,9 +76,9 @@ class Value(Protocol):
 
 
 class Transition(NamedTuple):
-    """One step of experience, or many with a leading axis.
+    """One environment step, or many with a leading axis.
 
-    - `obs`, `next_obs`: any pytree that the policy and the critic understand.
+    - `obs`, `next_obs`: any pytree that the networks take.
     - `action`: shape `(action,)`.
     - `reward`: shape `()`.
     - `mask`: shape `()`; 0 where the episode ended in a terminal state, else 1. It multiplies the discount, so an

@@ -71,7 +71,7 @@ class Config:
     - `schedule_updates`: the number of updates in which the noise levels grow to `num_levels`, at least 1.
     - `backup_candidates`: the number of actions in the TD target; each critic takes its best one.
     - `discount`: γ, in [0, 1].
-    - `tau`: how far the averages move at each update, in (0, 1].
+    - `tau`: how far the target networks move at each update, in (0, 1].
     - `clip`: the range of actions, (low, high), or `None`.
 
     !!! Example
@@ -301,11 +301,12 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
 def policy_loss(
     policy: Any, state: State, batch: Transition, draws: Draws, *, config: Config
 ) -> tuple[Scalar, tuple[Scalar, Scalar, Scalar]]:
-    r"""Compute $\frac{100}{\sigma_{n+1} - \sigma_n} L_\text{consistency} - \eta\, \bar Q / \overline{|Q|}$ of a batch.
+    r"""Compute $\frac{100}{\sigma_{n+1} - \sigma_n} L_\text{consistency} - \eta\, Q / \overline{|Q|}$ of a batch.
 
     The N noise levels are those of [`noise_level`][shortcutrl.noise_level] at equally spaced positions. N grows with
-    the number of updates $k$ as $\lceil \sqrt{\kappa (N_1^2 - 4) + 4} - 1 \rceil + 1$, where $N_1$ is
-    `config.num_levels` and $\kappa$ is $k$ divided by `config.schedule_updates`, at most 1.
+    the number of updates $i$ as $\lceil \sqrt{\kappa (N_1^2 - 4) + 4} - 1 \rceil + 1$, where $N_1$ is
+    `config.num_levels` and $\kappa$ is $i$ divided by `config.schedule_updates`, at most 1. Q is the mean of the
+    ensemble.
 
     **Arguments:**
 
@@ -353,7 +354,7 @@ def policy_loss(
 def update(
     state: State, batch: Transition, *, config: Config, optimizers: tuple[Any, ...] | list[Any], key: PRNGKeyArray
 ) -> tuple[State, Info]:
-    """Make one gradient step on one batch: the critic by TD, the policy against the new critic, then both averages.
+    """Make one update on one batch: step the critic, then the policy, then move both target networks.
 
     This function is pure and not jitted: wrap it in `jax.jit`, scan it over steps, `vmap` it over agents.
 

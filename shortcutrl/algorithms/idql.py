@@ -58,7 +58,7 @@ class Config:
     - `num_candidates`: the number of candidates from which the agent chooses by Q.
     - `denoising_steps`: T, the number of diffusion steps, in training and to act.
     - `discount`: γ, in [0, 1].
-    - `tau`: how far the averages move at each update, in (0, 1].
+    - `tau`: how far the target networks move at each update, in (0, 1].
     - `clip`: the range of actions, (low, high), or `None`. The action is clipped after each diffusion step.
 
     !!! Example
@@ -325,7 +325,7 @@ def policy_loss(policy: Any, state: State, batch: Transition, draws: Draws, *, c
 def update(
     state: State, batch: Transition, *, config: Config, optimizers: tuple[Any, ...] | list[Any], key: PRNGKeyArray
 ) -> tuple[State, Info]:
-    """Make one gradient step of all three networks on one batch, then move both averages.
+    """Make one gradient step of all three networks on one batch, then move both target networks.
 
     This function is pure and not jitted: wrap it in `jax.jit`, scan it over steps, `vmap` it over agents.
 

@@ -54,7 +54,7 @@ class Config:
     - `target_noise_clip`: the largest such noise, non-negative.
     - `policy_period`: the policy and both targets move in every `policy_period`-th update, at least 1.
     - `discount`: γ, in [0, 1].
-    - `tau`: how far the targets move, in (0, 1].
+    - `tau`: how far the target networks move, in (0, 1].
     - `clip`: the range of actions, (low, high), or `None`.
 
     !!! Example
@@ -309,7 +309,7 @@ def policy_loss(
 def update(
     state: State, batch: Transition, *, config: Config, optimizers: tuple[Any, ...] | list[Any], key: PRNGKeyArray
 ) -> tuple[State, Info]:
-    """Make one step of the critic; every `policy_period`-th update also steps the policy and moves both targets.
+    """Make one step of the critic; every `policy_period`-th update also steps the policy and moves both target networks.
 
     This function is pure and not jitted: wrap it in `jax.jit`, scan it over steps, `vmap` it over agents. The policy's
     step is inside `lax.cond`. `vmap` over agents turns this into a selection, so each update then computes the step.

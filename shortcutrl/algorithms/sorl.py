@@ -135,7 +135,7 @@ class Info(NamedTuple):
     - `td`: the critic's loss.
     - `q`: the ensemble's mean Q of the dataset's actions.
     - `q_loss`: minus the mean Q of the policy's actions, before weighting and normalising.
-    - `flow_matching`, `self_consistency`: the policy's regularisers, before weighting.
+    - `flow_matching`, `self_consistency`: the policy's losses of imitation, before weighting.
     """
 
     td: Scalar
@@ -353,7 +353,7 @@ def update(
     key: PRNGKeyArray,
     jumps_key: PRNGKeyArray | None = None,
 ) -> tuple[State, Info]:
-    r"""Make one gradient step on one batch: the critic by TD, the policy against the new critic, then both averages.
+    r"""Make one update on one batch: step the critic, then the policy, then move both target networks.
 
     This function is pure and not jitted: wrap it in `jax.jit`, scan it over steps, `vmap` it over agents.
 
