@@ -56,7 +56,7 @@ class Size(NamedTuple):
         return BATCH * sum(self.products(*passes) for passes in (td_target, td, imitation, improvement))
 
 
-PAPER, LAPTOP = Size(512, 4, 8), Size(256, 3, 4)  # the presets of examples/sorl.py
+PAPER, LAPTOP = Size(512, 4, 8), Size(256, 3, 4)  # the published size, and a smaller one
 sizes = pytest.mark.parametrize("size", [PAPER, LAPTOP], ids=["4x512", "3x256"])
 KN = [(1, 1), (4, 8), (8, 8), (8, 32)]
 jumps_and_candidates = pytest.mark.parametrize(("k", "n"), KN, ids=[f"k={k}, n={n}" for k, n in KN])

@@ -28,7 +28,6 @@ ROOT = Path(__file__).parents[1]
 PAGES = {
     "README.md": "index.md",
     "README.md#run-it": "quickstart.md",
-    "README.md#your-own-loop": "index.md#your-own-loop",
     "CONTRIBUTING.md": "design.md",
 }
 """The pages that show what the repository's own files link to."""

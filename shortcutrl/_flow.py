@@ -80,7 +80,7 @@ def self_consistency_loss(
     t: ScalarLike,
     h: ScalarLike,
 ) -> Scalar:
-    r"""Make one jump land where two of half the size land: $\tfrac1d \lVert s_\theta(x_t, t, h \mid s) - \bar s \rVert^2$.
+    r"""Make a jump land where two of half its size land: $\tfrac1d \lVert s_\theta(x_t, t, h \mid s) - \bar s \rVert^2$.
 
     The target is the mean velocity of two jumps of $h/2$ by the teacher, $\bar s = \tfrac12 (s_{\bar\theta}(x_t, t,
     \tfrac h2) + s_{\bar\theta}(x', t + \tfrac h2, \tfrac h2))$ with

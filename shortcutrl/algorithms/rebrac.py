@@ -309,7 +309,7 @@ def policy_loss(
 def update(
     state: State, batch: Transition, *, config: Config, optimizers: tuple[Any, ...] | list[Any], key: PRNGKeyArray
 ) -> tuple[State, Info]:
-    """Make one step of the critic; every `policy_period`-th update also steps the policy and moves both target networks.
+    """Step the critic; every `policy_period`-th update also steps the policy and moves both target networks.
 
     This function is pure and not jitted: wrap it in `jax.jit`, scan it over steps, `vmap` it over agents. The policy's
     step is inside `lax.cond`. `vmap` over agents turns this into a selection, so each update then computes the step.
