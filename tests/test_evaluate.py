@@ -2,9 +2,11 @@
 
 import functools
 import gc
+import logging
 import random
 import warnings
 import weakref
+from contextlib import contextmanager
 
 import equinox as eqx
 import gymnasium
@@ -272,50 +274,71 @@ def test_the_generators_of_the_user_are_left_alone():
     assert draws(failing) == expected
 
 
+def test_environments_may_share_what_they_return():
+    shared = np.zeros(1, np.float32)
+
+    def told(env, result):
+        shared[0] = env.np_random.integers(100)
+        return shared, *result[1:]
+
+    def act(obs, *, key):
+        return jnp.array([obs[0] / 100, 0.0])
+
+    make_env = lambda: Changed(reset=told, step=told)
+    alone, together = (evaluate(act, here(size, make_env), episodes=3).episode_return for size in (1, 3))
+    np.testing.assert_allclose(together, alone, rtol=1e-6)
+    assert len(set(alone)) == 3
+
+
 # Compilation
 
 
-def counted():
-    """A function that acts, and the list of its traces."""
-    traces = []
-
-    def act(scale, obs, *, key):
-        traces.append(1)
-        return jnp.array([scale, scale], jnp.float32)
-
-    return act, traces
+@contextmanager
+def compiled():
+    """The names of the programs that JAX compiles here."""
+    names, handler = [], logging.Handler()
+    handler.emit = lambda record: names.append(record.getMessage())
+    logger = logging.getLogger("jax._src.dispatch")
+    logger.addHandler(handler)
+    with jax.log_compiles():
+        yield names
+    logger.removeHandler(handler)
+    names[:] = [name for name in names if name.startswith("Finished XLA compilation of jit(many)")]
 
 
 @pytest.mark.parametrize("bind", [eqx.Partial, functools.partial, jax.tree_util.Partial])
 def test_new_weights_do_not_compile_again(bind):
-    (act, traces), pool = counted(), here(2)
-    for scale in (1.0, 2.0, 3.0):
-        result = evaluate(bind(act, jnp.array(scale)), pool, episodes=2)
-        assert (result.episode_return == scale * result.episode_length).all()
-    assert len(traces) == 1
-    evaluate(bind(act, np.ones(1)[0]), pool, episodes=2)  # another program: NumPy scalars are static
-    assert len(traces) == 2
+    def act(scale, obs, *, key):
+        return jnp.array([scale, scale], jnp.float32)
+
+    pool = here(2)
+    with compiled() as first:
+        for scale in (1.0, 2.0, 3.0):
+            result = evaluate(bind(act, jnp.array(scale)), pool, episodes=2)
+            assert (result.episode_return == scale * result.episode_length).all()
+    with compiled() as second:
+        evaluate(bind(act, np.ones(1)[0]), pool, episodes=2)  # another program: NumPy scalars are static
+        evaluate(bind(act, np.ones(1)[0]), pool, episodes=2)
+    assert len(first) == len(second) == 1
 
 
-class Counted(eqx.Module):
+class Layers(eqx.Module):
     """A velocity whose layers have functions as leaves."""
 
     mlp: eqx.nn.MLP
-    traces: list = eqx.field(static=True)
 
     def __call__(self, obs, x, t, h):
-        self.traces.append(1)
         return self.mlp(jnp.concatenate([obs.astype(x.dtype), x, t[None], h[None]]))
 
 
 def test_actors_with_new_weights_do_not_compile_again():
-    traces, counts, pool, returns = [], [], here(2), []
-    for seed in range(3):
-        policy = Counted(eqx.nn.MLP(5, 2, 8, 1, key=jax.random.key(seed)), traces)
-        actor = functools.partial(rollout_k, policy, k=2, clip=(-1.0, 1.0))
-        returns.append(tuple(evaluate(keyed(actor, (2,)), pool, episodes=2).episode_return))
-        counts.append(len(traces))
-    assert counts[0] == counts[2] > 0
+    pool, returns = here(2), []
+    with compiled() as programs:
+        for seed in range(3):
+            policy = Layers(eqx.nn.MLP(5, 2, 8, 1, key=jax.random.key(seed)))
+            actor = functools.partial(rollout_k, policy, k=2, clip=(-1.0, 1.0))
+            returns.append(tuple(evaluate(keyed(actor, (2,)), pool, episodes=2).episode_return))
+    assert len(programs) == 1
     assert len(set(returns)) == 3
 
 
@@ -330,6 +353,18 @@ def test_a_closure_is_read_again_at_each_evaluation():
         assert (result.episode_return == scale * result.episode_length).all()
 
 
+def test_a_closure_beside_bound_arrays_is_read_again():
+    pool, settings = here(2), {}
+
+    def act(weight, obs, *, key):
+        return weight * settings["scale"]
+
+    for scale in (1.0, jnp.array([2.0, 2.0]), jnp.array([3.0, 3.0]), np.arange(5000.0)[3:5]):
+        settings["scale"] = scale
+        result = evaluate(functools.partial(act, jnp.ones(2)), pool, episodes=2)
+        assert (result.episode_return == np.broadcast_to(scale, 2)[0] * result.episode_length).all()
+
+
 @pytest.mark.parametrize("bind", [lambda weights: eqx.Partial(lambda w, obs, *, key: w[:2], weights), None])
 def test_what_the_user_drops_is_freed(bind):
     pool, dropped = here(1), []
@@ -338,13 +373,13 @@ def test_what_the_user_drops_is_freed(bind):
         act = bind(weights) if bind else lambda obs, key, weights=weights: weights[:2]
         evaluate(act, pool, episodes=1)
         dropped += [weakref.ref(weights), weakref.ref(act.func if bind else act)]
-    last = dropped[-1]
     del act, weights
     gc.collect()
-    assert [ref() for ref in dropped if ref is not last] == [None] * 5  # the arrays, and each program but the last
+    # A program that serves all three, or the last of three with what it closes over.
+    assert [i for i, ref in enumerate(dropped) if ref() is not None] == ([1] if bind else [4, 5])
     del pool
     gc.collect()
-    assert last() is None
+    assert all(ref() is None for ref in dropped)
 
 
 def test_keyed_draws_noise_of_the_shape():

@@ -36,9 +36,9 @@ def evaluate(
 
     - `act`: `act(obs, *, key) -> action` for one observation, such as [`keyed`][shortcutrl.evaluate.keyed] returns. It
       is batched and compiled here. If it is a pytree that holds the weights (an Equinox module, `eqx.Partial` or
-      `functools.partial`), new weights do not compile again on the same pool. A function that closes over its weights
-      compiles at each evaluation. Actions are cast to the dtype of the action space; a warning says so if one lies
-      outside that space.
+      `functools.partial`), new weights do not compile again on the same pool. Values that it closes over are constants
+      of the program, so new ones compile again. Actions are cast to the dtype of the action space; a warning says so if
+      one lies outside that space.
     - `pool`: the environments, an [`EnvPool`][shortcutrl.evaluate.EnvPool].
     - `episodes`: the number of episodes, in [1, 1,000,000].
     - `seed`: the seed of the first episode. `seed + episodes` is at most 2**32.
