@@ -4,6 +4,7 @@ import gc
 import multiprocessing
 import os
 import threading
+import warnings
 from functools import partial
 
 import cloudpickle
@@ -140,6 +141,32 @@ def test_closing_closes_the_environments(tmp_path):
         pool.close()
         pool.close()
         assert len(list(tmp_path.iterdir())) == processes + 1
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_an_error_in_close_hides_neither_results_nor_errors(processes, tmp_path):
+    class Failing(Countdown):
+        def close(self):
+            (tmp_path / str(id(self))).touch()
+            raise OSError("busy")
+
+    class Broken(Failing):
+        def step(self, action):
+            raise ZeroDivisionError("of the simulator")
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with EnvPool(Failing, processes=processes, envs_per_process=2) as pool:
+            assert len(evaluate(still, pool, episodes=2).episode_length) == 2
+    assert len(list(tmp_path.iterdir())) == 2  # both are closed
+    told = [str(warning.message) for warning in caught if "in `close`" in str(warning.message)]
+    assert len(told) == (0 if processes else 2)
+    assert all("OSError: busy" in text for text in told)
+    pool = EnvPool(Broken, processes=processes, envs_per_process=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(RuntimeError, match="ZeroDivisionError: of the simulator"):
+            evaluate(still, pool, episodes=2)
 
 
 def test_a_pool_is_closed_when_an_evaluation_is_cut_short():

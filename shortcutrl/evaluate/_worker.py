@@ -1,6 +1,7 @@
 """What a worker process does: it holds a group of environments and answers messages."""
 
 import traceback
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -46,20 +47,30 @@ class Group:
         stepped, ended, success = np.zeros((3, size), bool)
         for i, env in enumerate(self.envs):
             if seeds[i] >= 0:
-                self.obs[i] = env.reset(int(seeds[i]))
+                self.obs[i] = _copied(env.reset(int(seeds[i])))
                 self.playing[i] = True
             elif self.playing[i] and actions is not None:
-                self.obs[i], reward[i], ended[i], info = env.step(actions[i])
+                obs, reward[i], ended[i], info = env.step(actions[i])
+                self.obs[i] = _copied(obs)
                 stepped[i], self.playing[i] = True, not ended[i]
                 if ended[i] and success_key is not None:
                     success[i] = env.success(info, success_key)
                     keys |= {key for key in info if isinstance(key, str)}
-        obs = jax.tree.map(lambda *leaves: np.stack(leaves), *self.obs)
-        return Reply(obs, reward, stepped, ended, success, keys)
+        batch = jax.tree.map(lambda *leaves: np.stack(leaves), *self.obs)
+        return Reply(batch, reward, stepped, ended, success, keys)
 
     def close(self) -> None:
+        """Close each environment. The results are complete by then, so an error only causes a warning."""
         for env in self.envs:
-            env.close()
+            try:
+                env.close()
+            except Exception as error:
+                warnings.warn(f"{error}", stacklevel=2)
+
+
+def _copied(obs: Any) -> Any:
+    """Environments may reuse the arrays that they return, or share them."""
+    return jax.tree.map(np.copy, obs)
 
 
 def plain(space: gymnasium.spaces.Box) -> gymnasium.spaces.Box:
