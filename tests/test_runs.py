@@ -199,10 +199,11 @@ damages = pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(damage, folder):
     damage(folder / "checkpoints" / "20")
     message = r"checkpoints/20 is damaged \(.*\)\. Using the checkpoint of step 10 instead"
-    with pytest.warns(UserWarning, match=message):
+    with pytest.warns(UserWarning, match=message) as first:
         assert_same(load_checkpoint(folder, LATER), STATE)
-    with pytest.warns(UserWarning, match=message):
+    with pytest.warns(UserWarning, match=message) as second:
         run = Run(folder, {"seed": 0})
+    assert [warning.filename for told in (first, second) for warning in told] == [__file__] * 2
     with run:
         assert run.step == 10
         assert_same(run.restore(LATER), STATE)
@@ -249,6 +250,29 @@ def test_a_checkpoint_that_was_being_written_is_no_checkpoint(folder):
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["20", "30"]
 
 
+def test_what_a_killed_process_has_left_is_removed_before_anything_is_written(folder):
+    partial = folder / "checkpoints" / "25.partial"
+    shutil.copytree(folder / "checkpoints" / "20", partial)
+    with Run(folder, {"seed": 0}) as run:
+        run.log(25, {"td": 25})
+        assert not partial.exists()
+
+
+def test_a_checkpoint_that_fails_leaves_nothing(folder, monkeypatch):
+    def full(file, **arrays):
+        file.write(b"part")
+        raise OSError(28, "No space left on device")
+
+    with Run(folder, {"seed": 0}) as run:
+        monkeypatch.setattr(np, "savez", full)
+        with pytest.raises(OSError, match="No space left"):
+            run.save(30, STATE)
+        assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["10", "20"]
+        monkeypatch.undo()
+        run.save(30, STATE)
+    assert_same(load_checkpoint(folder, LATER), STATE)
+
+
 def test_metrics_after_the_last_checkpoint_are_logged_again(folder):
     with Run(folder, {"seed": 0}) as run:
         run.log(25, {"td": 25})
@@ -279,8 +303,9 @@ def test_a_run_is_open_only_once(folder):
 
 
 def test_a_closed_run_writes_nothing(folder):
-    run = Run(folder, {"seed": 0})
-    run.close()
+    with Run(folder, {"seed": 0}) as run:
+        run.log(25, {"td": 1})
+        run.close()  # a second time at the end of the block
     before = steps(folder)
     for write in (lambda: run.log(30, {"td": 1}), lambda: run.save(30, STATE)):
         with pytest.raises(ValueError, match="is closed"):
@@ -356,12 +381,19 @@ def test_settings(folder):
         ({"seed": 1}, r"holds a run with \{'seed': 0\}, not \{'seed': 1\}"),
         ({}, r"holds a run with \{'seed': 0\}, not \{\}"),
         ({"seed": 0, "config": {"tau": 1}}, r"holds a run with \{\}, not \{'config.tau': 1\}"),
+        ({"seed": 0, "config": {}}, r"holds a run with \{\}, not \{'config': \{\}\}"),
     ],
 )
 def test_other_settings_are_refused(settings, message, folder):
     with pytest.raises(ValueError, match=message):
         Run(folder, settings)
     assert steps(folder) == [5, 10, 15, 20]
+
+
+def test_names_with_dots_are_not_nested(tmp_path):
+    Run(tmp_path, {"a": {"b": 1}}).close()
+    with pytest.raises(ValueError, match="`settings`"):
+        Run(tmp_path, {"a.b": 1})
 
 
 def test_a_folder_without_a_run(tmp_path):
@@ -441,6 +473,19 @@ def test_bad_input_names_the_argument_and_changes_nothing(call, error, argument,
         assert steps(run.folder) == []
         assert load_settings(run.folder) == {}
         assert not (run.folder / "checkpoints").exists()
+
+
+def test_a_step_before_the_last_row_or_checkpoint_is_refused(folder):
+    with Run(folder, {"seed": 0}) as run:
+        for step, last in ((19, 20), (30, None), (30, None), (29, 30)):
+            if last is None:  # several rows of one step are allowed
+                run.log(step, {"td": 1})
+                continue
+            with pytest.raises(
+                ValueError, match=f"`step` must be at least {last}, which the run has reached, got {step}"
+            ):
+                run.log(step, {"td": 1})
+    assert steps(folder) == [5, 10, 15, 20, 30, 30]
 
 
 def test_a_step_that_has_a_checkpoint_is_refused(folder):

@@ -65,7 +65,8 @@ def last_step(folder: Path) -> int | None:
             damage.append(str(error))
             continue
         if damage:
-            warnings.warn(f"{' '.join(damage)} Using the checkpoint of step {step} instead.", stacklevel=4)
+            text = f"{' '.join(damage)} Using the checkpoint of step {step} instead."
+            warnings.warn(text, stacklevel=6)  # the caller of the function that `typed` wraps
         return step
     if damage:
         raise ValueError(f"`folder`: {' '.join(damage)} No other checkpoint is left: train again in another folder.")
@@ -99,19 +100,28 @@ def write(folder: Path, step: int, state: Any) -> None:
         raise ValueError(f"`state` must be a pytree of arrays, got {show(state)}.")
     path = _path(folder, step)
     partial = path.with_suffix(".partial")
-    _remove(partial)
-    partial.mkdir(parents=True)
-    with (partial / "state.npz").open("wb") as file:
-        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
-        file.flush()
-        os.fsync(file.fileno())
-    _remove(path)
-    partial.replace(path)
+    try:
+        partial.mkdir(parents=True)
+        with (partial / "state.npz").open("wb") as file:
+            np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
+            file.flush()
+            os.fsync(file.fileno())
+        _remove(path)
+        partial.replace(path)
+    except BaseException:  # such as a full disk, which the part would keep full
+        _remove(partial)
+        raise
     steps = _steps(folder)
     kept = [each for each in steps if each <= step][-KEPT:]
     for each in steps:
         if each not in kept:
             _remove(_path(folder, each))
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what a process that was killed has left of its last checkpoint."""
+    for path in (folder / "checkpoints").glob("*.partial"):
+        _remove(path)
 
 
 def _remove(path: Path) -> None:

@@ -81,7 +81,7 @@ class Run:
         except Timeout as error:
             raise ValueError(f"`folder`: the run in {self.folder} is open already. Close it, or wait.") from error
         except (OSError, NotImplementedError) as error:  # such as a network's file system without locks
-            warnings.warn(f"{self.folder} cannot be locked ({error}): open the run in one process only.", stacklevel=3)
+            warnings.warn(f"{self.folder} cannot be locked ({error}): open the run in one process only.", stacklevel=5)
         self._open = True
         try:
             if not path.exists():
@@ -93,12 +93,14 @@ class Run:
             raise
         self._logger = logger
         self._board: EventsWriter | None = None  # until something is written
+        self._logged = 0  # the step of the last row of this process
 
     def _events(self) -> EventsWriter:
         """TensorBoard's events. The first time, removes what was logged after the last checkpoint."""
         if not self._open:
             raise ValueError(f"the run in {self.folder} is closed: open it again by `Run`.")
         if self._board is None:
+            _checkpoint.remove_partial(self.folder)
             rows = [row for row in read_rows(self.folder, "metrics") if _is_metrics(row) and row["step"] <= self.step]
             write_whole(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
             shutil.rmtree(self.folder / "tensorboard", ignore_errors=True)
@@ -127,14 +129,19 @@ class Run:
 
         **Arguments:**
 
-        - `step`: at least 1, in the order of time.
+        - `step`: at least 1, and not below the step of the last row or of the last checkpoint.
         - `values`: numbers by name, such as `info._asdict()`.
+
+        If the `logger` raises an error, the row is written already.
         """
         step, row = (
             as_size("step", step, maximum=2**62),
             {name: _as_float(name, value) for name, value in values.items()},
         )
         board = self._events()
+        if step < (last := max(self._logged, self.step)):
+            raise ValueError(f"`step` must be at least {last}, which the run has reached, got {step}.")
+        self._logged = step
         append_row(self.folder, "metrics", {"step": step, **row})
         _show(board, step, **row)
         board.flush()
@@ -157,11 +164,11 @@ class Run:
         self.step = step
 
     def close(self) -> None:
-        """Close TensorBoard's events, so that another process may open the run."""
-        self._open = False
+        """Close the run, so that another process may open it. Closing it again does nothing."""
+        self._open, board, self._board = False, self._board, None
         try:
-            if self._board is not None:
-                self._board.close()
+            if board is not None:
+                board.close()
         finally:
             self._lock.release()
 
@@ -188,15 +195,15 @@ def _check_same(folder: Any, settings: dict[str, Any]) -> None:
     """The run in the folder was made with these settings."""
     now, was = dict(_flat(settings)), dict(_flat(load_settings(folder)))
     if changed := [name for name in {**was, **now} if name not in was or name not in now or was[name] != now[name]]:
-        before, after = ({name: each[name] for name in changed if name in each} for each in (was, now))
+        before, after = ({".".join(name): each[name] for name in changed if name in each} for each in (was, now))
         raise ValueError(
             f"`settings`: {folder} holds a run with {before}, not {after}. Choose another folder, or delete it."
         )
 
 
-def _flat(settings: dict[str, Any], prefix: str = "") -> Any:
+def _flat(settings: dict[str, Any], *outer: str) -> Any:
     for name, value in settings.items():
-        yield from _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
+        yield from _flat(value, *outer, name) if isinstance(value, dict) and value else [((*outer, name), value)]
 
 
 def _is_metrics(row: dict[str, Any]) -> bool:
