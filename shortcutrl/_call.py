@@ -16,18 +16,16 @@ from shortcutrl._typed import show
 from shortcutrl._types import Action, Actor, Aggregate, Critic, Features, Noise, Obs, Scalar, Value, Velocity
 
 
-def encoded(name: str, function: Any, obs: Obs) -> Obs:
+def encoded(function: Any, obs: Obs) -> Obs:
     """The features that `function` makes by its method `encode`, for several calls; without them, `obs`."""
     while isinstance(function, partial | eqx.Partial) and not function.args:
         function = function.func
-    encode: Any = getattr(function, "encode", None)
     if isinstance(function, type) or not hasattr(type(function), "encode"):  # a field is for the network itself
         return obs
     try:
-        inspect.signature(encode).bind(obs)
-    except TypeError:
+        made = function.encode(obs)
+    except Exception:  # it encodes something else; if it fails on observations, so does the network's own call
         return obs
-    made = call(f"{name}.encode", encode, obs)
     return made if isinstance(made, Features) else obs
 
 

@@ -241,7 +241,7 @@ def ddpm_sample(
     steps = _checks.as_size("steps", steps)
     noise = _checks.as_rows("noise", noise, steps)
     bounds = _checks.as_clip("clip", clip, noise[0])
-    obs = encoded("denoiser", denoiser, obs)
+    obs = encoded(denoiser, obs)
 
     x, rows = noise[0], jnp.concatenate([noise[1:], jnp.zeros_like(noise[:1])])  # the last step adds no noise
     times = jnp.arange(steps, -1, -1, dtype=x.dtype) / steps

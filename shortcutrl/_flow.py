@@ -80,7 +80,7 @@ def self_consistency_loss(
     t: ScalarLike,
     h: ScalarLike,
 ) -> Scalar:
-    r"""Make a jump land where two of half its size land: $\tfrac1d \lVert s_\theta(x_t, t, h \mid s) - \bar s \rVert^2$.
+    r"""Make a jump land where two half as long land: $\tfrac1d \lVert s_\theta(x_t, t, h \mid s) - \bar s \rVert^2$.
 
     The target is the mean velocity of two jumps of $h/2$ by the teacher, $\bar s = \tfrac12 (s_{\bar\theta}(x_t, t,
     \tfrac h2) + s_{\bar\theta}(x', t + \tfrac h2, \tfrac h2))$ with
@@ -115,7 +115,7 @@ def self_consistency_loss(
     action, noise = _checks.as_same_dtype(action=action, noise=noise)
     t, h = _checks.as_times(t, h, action.dtype)
     x, half = interpolate(noise, action, t), h / 2
-    taught = encoded("teacher", teacher, obs)
+    taught = encoded(teacher, obs)
     first = velocity_at("teacher", teacher, taught, x, t, half)
     second = velocity_at("teacher", teacher, taught, x + half * first, t + half, half)
     target = jax.lax.stop_gradient((first + second) / 2)

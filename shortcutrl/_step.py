@@ -96,7 +96,7 @@ def rollout_k(
     if k > (most := round(1 / float(jnp.finfo(noise.dtype).eps))):  # a jump would vanish in rounding
         raise ValueError(f"`k` must be at most {most} for {noise.dtype}, got {k}. Convert the noise to float32.")
     bounds = _checks.as_clip("clip", clip, noise)
-    obs = encoded("velocity", velocity, obs)
+    obs = encoded(velocity, obs)
 
     def jump(x, t):
         return shortcut_step(velocity, obs, x, t, 1 / k)
@@ -144,6 +144,6 @@ def consistency_gap(velocity: Velocity, obs: Obs, x: ActionLike, t: ScalarLike, 
     """
     (x,) = _checks.as_same_dtype(x=x)
     t, h = _checks.as_times(t, h, x.dtype)
-    obs, half = encoded("velocity", velocity, obs), h / 2
+    obs, half = encoded(velocity, obs), h / 2
     middle = shortcut_step(velocity, obs, x, t, half)
     return shortcut_step(velocity, obs, x, t, h) - shortcut_step(velocity, obs, middle, t + half, half)

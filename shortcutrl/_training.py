@@ -35,7 +35,7 @@ class Carried(eqx.Module):
         return self.unwrap()(*args, **kwargs)
 
     def encode(self, obs: Any) -> Any:
-        return encoded("network", self.unwrap(), obs)
+        return encoded(self.unwrap(), obs)
 
 
 def as_carried(name: str, network: Any) -> Any:
@@ -184,7 +184,7 @@ def encode_once(obs: Any, **networks: Any) -> tuple[Any, ...]:
 
     All terms of a loss share the encodings. Otherwise each would go through the encoders, forwards and backwards.
     """
-    encodings = {name: jax.vmap(partial(encoded, name, network))(obs) for name, network in networks.items()}
+    encodings = {name: jax.vmap(partial(encoded, network))(obs) for name, network in networks.items()}
     return encodings, *(_Sees(network, name) for name, network in networks.items())
 
 

@@ -524,8 +524,15 @@ def test_an_encode_of_another_kind_is_left_alone():
         def __call__(self, obs, x, t, h):
             return self.encode(obs)
 
-    for policy in (OfTwo(), Field(eqx.nn.Linear(2, 2, key=KEY))):
-        obs, x = jnp.ones(2), jnp.zeros(2)
+    class OfActions(eqx.Module):
+        def encode(self, action):
+            return action @ jnp.ones((2, 4))
+
+        def __call__(self, obs, x, t, h):
+            return self.encode(x)[:2] + obs.sum()
+
+    for policy, size in ((OfTwo(), 2), (Field(eqx.nn.Linear(2, 2, key=KEY)), 2), (OfActions(), 3)):
+        obs, x = jnp.ones(size), jnp.zeros(2)
         np.testing.assert_allclose(rollout_k(policy, obs, x, k=1), policy(obs, x, 0.0, 1.0))
 
 
