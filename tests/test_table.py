@@ -226,6 +226,23 @@ def test_all_agents_of_an_environment_train_together_once_they_have_reached_the_
     assert not list(tmp_path.glob("*.jsonl"))
 
 
+@pytest.mark.parametrize("methods", [("iql", "own/iql.py"), ("own/bc.py",), ("a/mine.py", "b/mine.py"), ("bc", "bc")])
+def test_methods_of_one_name_are_refused(run, methods):
+    with pytest.raises(ValueError, match=f"`methods`: another method has the name of {methods[0]}. Rename the file"):
+        run.check_names(methods)
+    run.check_names(("iql", "bc", "own/mine.py", "own/mine.v2.py"))
+
+
+def test_agents_of_an_edited_file_are_not_those_of_the_file(run, tmp_path):
+    mine = tmp_path / "mine.py"
+    mine.write_text(Path(algorithms.__path__[0], "bc.py").read_text())
+    assert run.agents(small(run, tmp_path), str(mine), TASKS, AGENTS[:1], float("inf")) == 0
+    mine.write_text(mine.read_text() + "# edited\n")
+    run.checksum.cache_clear()
+    with pytest.raises(ValueError, match=r"`settings`: .* holds a run with \{'file'"):
+        run.agents(small(run, tmp_path), str(mine), TASKS, AGENTS[:1], float("inf"))
+
+
 def test_agents_on_a_cpu_train_one_after_the_other(run, tmp_path, monkeypatch):
     trained = []
 

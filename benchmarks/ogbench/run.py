@@ -19,14 +19,16 @@ import time
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
+from pkgutil import iter_modules
 from types import ModuleType
 from typing import Any
 
 import jax
 import tyro
 from settings import Args, configure, load, options
-from training import Agent, load_tasks, restore, train, trained
+from training import Agent, checksum, load_tasks, restore, train, trained
 
+from shortcutrl import algorithms
 from shortcutrl.evaluate import EnvPool, Evaluation, evaluate, keyed
 from shortcutrl.runs import Run, append_row, read_rows
 
@@ -38,6 +40,15 @@ def parse_share(share: str) -> tuple[int, int]:
     if not (which.isdecimal() and count.isdecimal() and int(which) < int(count)):
         raise ValueError(f"`share` must be like 0/4, 1/4, ..., 3/4, got {share!r}.")
     return int(which), int(count)
+
+
+def check_names(methods: tuple[str, ...]) -> None:
+    """The name of a file tells its agents from those of other methods."""
+    stems = [Path(method).stem for method in methods]
+    own = [module.name for module in iter_modules(algorithms.__path__)]
+    for method, stem in zip(methods, stems, strict=True):
+        if stems.count(stem) > 1 or (method.endswith(".py") and stem in own):
+            raise ValueError(f"`methods`: another method has the name of {method}. Rename the file.")
 
 
 def table_name(args: Args) -> str:
@@ -75,6 +86,8 @@ def agents(args: Args, method: str, names: tuple[str, ...], mine: list[tuple[str
     module, label, done = load(method), Path(method).stem + args.label, finished(args)
     config, chosen = configure(args, module, method, names[0]), options(args.act, method, "act")
     settings = {"config": dataclasses.asdict(config), "act": chosen} | {key: getattr(args, key) for key in TRAINING}
+    if method.endswith(".py"):
+        settings["file"] = checksum(Path(method))
     folder = args.out / label
     for task, seed in mine:
         if row := done.get((label, task, seed)):
@@ -115,6 +128,7 @@ def main() -> None:
     try:
         for method, name in itertools.product(args.methods, args.tasks):  # before anything is trained
             configure(args, load(method), method, name)
+        check_names(args.methods)
         which, count = parse_share(args.share)
         args.out.mkdir(parents=True, exist_ok=True)
         every = list(itertools.product(args.tasks, args.methods, range(args.seeds)))
