@@ -44,7 +44,7 @@ class Velocity(Protocol):
 
     Like any network, it may have a method `encode(obs)` that returns [`nn.Features`][shortcutrl.nn.Features], as the
     networks of `nn` have. A function that calls it several times for one observation then calls `encode` once, and
-    passes the features in place of `obs`. Any other result of `encode` is ignored.
+    passes the features in place of `obs`. Any other result of `encode`, or an error, is ignored.
     """
 
     def __call__(self, obs: Obs, x: Action, t: Scalar, h: Scalar, /) -> Array: ...
