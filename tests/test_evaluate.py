@@ -499,7 +499,7 @@ def test_an_interval_is_of_95_percent_by_default():
 
 @pytest.mark.parametrize("interval", [Evaluation.success_interval, Evaluation.return_interval])
 def test_confidence_is_checked(interval):
-    for wrong in (0, 1, 0.0, 1.0, 95, -0.5, float("nan"), np.float64(2)):
+    for wrong in (0, 1, 0.0, 1.0, 95, -0.5, float("nan"), np.float64(2), 1 - 2**-53):
         with pytest.raises(ValueError, match=r"`confidence` must be between 0 and 1, such as 0\.95, got"):
             interval(evaluation(1, 2), wrong)
     for wrong in ("0.95", None, [0.95], 1j, True):

@@ -53,7 +53,7 @@ class Evaluation(NamedTuple):
 
 
 def _as_confidence(confidence: Number) -> float:
-    if not 0 < confidence < 1:
+    if not (confidence > 0 and (1 + float(confidence)) / 2 < 1):  # in float64, too
         raise ValueError(f"`confidence` must be between 0 and 1, such as 0.95, got {show(confidence)}.")
     return float(confidence)
 
