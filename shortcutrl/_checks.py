@@ -172,10 +172,9 @@ def is_numeric(value: Any) -> bool:
 
 def is_real(value: Any) -> bool:
     """Floats, integers and flags; not text, dates, objects, complex numbers or masked arrays."""
-    if isinstance(value, np.ma.MaskedArray | np.timedelta64):
-        return False
     if isinstance(value, int):
         return value.bit_length() < 128  # what float32 can hold
-    return isinstance(value, float) or any(
-        jnp.issubdtype(value.dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating)
-    )
+    if isinstance(value, float):
+        return True
+    numbers = any(jnp.issubdtype(value.dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating))
+    return numbers and value.dtype.kind != "m" and not isinstance(value, np.ma.MaskedArray)  # "m": spans of time

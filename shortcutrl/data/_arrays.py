@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from shortcutrl._checks import is_real
 from shortcutrl._typed import show
 
 
@@ -16,8 +17,7 @@ def check_numbers(name: str, value: Any) -> None:
         raise TypeError(f"`{name}` is a masked array. Drop its masked rows, or fill them by `filled(...)`.")
     if not isinstance(value, jax.Array | np.ndarray):
         raise TypeError(f"`{name}` must be an array, got {show(value)}. Convert it by `np.asarray(...)`.")
-    dtype = value.dtype
-    if not any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)) or dtype.kind == "m":
+    if not is_real(value):
         raise TypeError(f"`{name}` must hold real numbers, got {show(value)}. Convert it by `astype(np.float32)`.")
 
 
