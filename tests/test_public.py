@@ -89,7 +89,7 @@ DEFAULTS = {
     "td_target": {"aggregate": "mean"},
     "Transition": {"next_action": None},
     "vp_schedule": {"beta_min": 0.1, "beta_max": 20.0},
-    "nn.DeterministicPolicy": POLICY | {"squash": True},
+    "nn.DeterministicPolicy": POLICY,
     "nn.EnsembleCritic": CRITIC | {"ensemble": 2, "condition_on_k": False},
     "nn.FlowPolicy": POLICY,
     "nn.GaussianPolicy": POLICY,

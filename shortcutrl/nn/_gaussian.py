@@ -80,7 +80,6 @@ class DeterministicPolicy(Encodes):
 
     - `obs_size`, `action_size`, `width`, `depth`, `layer_norm`, `matmul_dtype`, `encoder`, `key`: as in
       [`ShortcutPolicy`][shortcutrl.nn.ShortcutPolicy].
-    - `squash`: whether actions go through tanh, into [-1, 1]. Static.
 
     **Raises:** as [`ShortcutPolicy`][shortcutrl.nn.ShortcutPolicy].
 
@@ -98,7 +97,6 @@ class DeterministicPolicy(Encodes):
     """
 
     mlp: MLP
-    squash: bool = eqx.field(static=True)
 
     @typed
     def __init__(
@@ -109,7 +107,6 @@ class DeterministicPolicy(Encodes):
         width: Integer = 512,
         depth: Integer = 4,
         layer_norm: bool = False,
-        squash: bool = True,
         matmul_dtype: Any = None,
         encoder: Encoder = None,
         key: PRNGKeyArray,
@@ -120,13 +117,12 @@ class DeterministicPolicy(Encodes):
             MLP(*sizes, width=width, depth=depth, layer_norm=layer_norm, matmul_dtype=matmul_dtype, key=key)
         )
         self.encoder = encoder
-        self.squash = squash
 
     @typed
     def __call__(self, obs: Obs, noise: Noise) -> Float[Array, " action"]:
         del noise
         action = self.mlp(self.encode(obs).vector)
-        return jnp.tanh(action) if self.squash else action
+        return jnp.tanh(action)
 
 
 def _small_last(mlp: MLP) -> MLP:
