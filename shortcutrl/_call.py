@@ -13,14 +13,15 @@ from jaxtyping import Array, PRNGKeyArray
 
 from shortcutrl import _checks
 from shortcutrl._typed import show
-from shortcutrl._types import Action, Actor, Aggregate, Critic, Features, Noise, Obs, Scalar, Value, Velocity
+from shortcutrl._types import Action, Actor, Aggregate, Critic, Features, Noise, Obs, Scalar, Value
 
 
 def encoded(function: Any, obs: Obs) -> Obs:
     """The features that `function` makes by its method `encode`, for several calls; without them, `obs`."""
     while isinstance(function, partial | eqx.Partial) and not function.args:
         function = function.func
-    if isinstance(function, type) or not hasattr(type(function), "encode"):  # a field is for the network itself
+    # The class says, because a field of that name is for the network itself.
+    if isinstance(function, type | partial | eqx.Partial) or not hasattr(type(function), "encode"):
         return obs
     try:
         made = function.encode(obs)
@@ -29,14 +30,9 @@ def encoded(function: Any, obs: Obs) -> Obs:
     return made if isinstance(made, Features) else obs
 
 
-def velocity_at(name: str, velocity: Velocity, obs: Obs, x: Action, t: Scalar, h: Scalar) -> Action:
-    """The velocity at `x`, in its shape and dtype."""
-    return _as_floats(name, call(name, velocity, obs, x, t, h), x.shape, x.dtype)
-
-
-def like_x(name: str, function: Callable[..., Array], obs: Obs, x: Action, at: Scalar) -> Action:
-    """`function(obs, x, at)`, in the shape and dtype of `x`."""
-    return _as_floats(name, call(name, function, obs, x, at), x.shape, x.dtype)
+def like_x(name: str, function: Callable[..., Array], obs: Obs, x: Action, *at: Scalar) -> Action:
+    """`function(obs, x, *at)`, in the shape and dtype of `x`."""
+    return _as_floats(name, call(name, function, obs, x, *at), x.shape, x.dtype)
 
 
 def action_of(name: str, actor: Actor, obs: Obs, noise: Noise) -> Action:

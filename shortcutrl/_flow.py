@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from shortcutrl import _checks
-from shortcutrl._call import encoded, times_of, velocity_at
+from shortcutrl._call import encoded, like_x, times_of
 from shortcutrl._path import draw_flow_matching, draw_self_consistency, interpolate
 from shortcutrl._typed import typed
 from shortcutrl._types import ActionLike, Integer, Obs, Scalar, ScalarLike, Velocity
@@ -66,7 +66,7 @@ def flow_matching_loss(
     action, noise = _checks.as_same_dtype(action=action, noise=noise)
     t, h = _checks.as_times(t, h, action.dtype)
     x = interpolate(noise, action, t)
-    predicted = velocity_at("velocity", velocity, obs, x, t, h)
+    predicted = like_x("velocity", velocity, obs, x, t, h)
     return jnp.mean(jnp.square(predicted - (action - noise)))
 
 
@@ -116,10 +116,10 @@ def self_consistency_loss(
     t, h = _checks.as_times(t, h, action.dtype)
     x, half = interpolate(noise, action, t), h / 2
     taught = encoded(teacher, obs)
-    first = velocity_at("teacher", teacher, taught, x, t, half)
-    second = velocity_at("teacher", teacher, taught, x + half * first, t + half, half)
+    first = like_x("teacher", teacher, taught, x, t, half)
+    second = like_x("teacher", teacher, taught, x + half * first, t + half, half)
     target = jax.lax.stop_gradient((first + second) / 2)
-    predicted = velocity_at("velocity", velocity, obs, x, t, h)
+    predicted = like_x("velocity", velocity, obs, x, t, h)
     return jnp.mean(jnp.square(predicted - target))
 
 

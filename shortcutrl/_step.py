@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from shortcutrl import _checks
-from shortcutrl._call import encoded, velocity_at
+from shortcutrl._call import encoded, like_x
 from shortcutrl._typed import typed
 from shortcutrl._types import Action, ActionLike, Clip, Integer, Obs, ScalarLike, Velocity
 
@@ -46,7 +46,7 @@ def shortcut_step(velocity: Velocity, obs: Obs, x: ActionLike, t: ScalarLike, h:
     """
     (x,) = _checks.as_same_dtype(x=x)
     t, h = _checks.as_times(t, h, x.dtype)
-    return x + h * velocity_at("velocity", velocity, obs, x, t, h)
+    return x + h * like_x("velocity", velocity, obs, x, t, h)
 
 
 @typed
