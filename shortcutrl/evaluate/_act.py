@@ -89,7 +89,8 @@ class Compiler:
 
     def __init__(self, action_shape: tuple[int, ...]):
         self._action_shape = action_shape
-        self._text, self._program = b"", None  # the last program, and a digest of its text, which has all constants
+        self._text = b""  # a digest of the text of the last program, which has all constants
+        self._program: Any = None
 
     def __call__(self, act: Callable[..., Any]) -> Callable[[np.ndarray, np.ndarray, Any], np.ndarray]:
         """Return a function of the seeds, the steps and the observations of a batch, whose shapes stay the same."""

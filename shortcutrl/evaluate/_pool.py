@@ -110,14 +110,15 @@ class EnvPool:
             raise
 
     @contextmanager
-    def _session(self) -> Iterator["EnvPool"]:
+    def _session(self) -> Iterator[None]:
         """Hold the pool for one evaluation. An error closes it, because answers may still be on their way."""
-        self._check_open()
+        if self._local is None and not self._workers:
+            raise RuntimeError("the pool is closed, as it is after an evaluation that was cut short. Make a new one.")
         if not self._in_use.acquire(blocking=False):
             raise RuntimeError("the pool is in use by another evaluation. Make a pool for each.")
         try:
             with generators_kept() if self._local else nullcontext():
-                yield self
+                yield
         except BaseException:
             self.close()
             raise
@@ -154,10 +155,6 @@ class EnvPool:
                 raise reply
             replies.append((group, reply))
         return replies
-
-    def _check_open(self) -> None:
-        if self._local is None and not self._workers:
-            raise RuntimeError("the pool is closed, as it is after an evaluation that was cut short. Make a new one.")
 
     def close(self) -> None:
         """Close the environments and end the worker processes."""

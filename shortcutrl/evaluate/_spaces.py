@@ -61,11 +61,11 @@ def conform(space: gymnasium.Space, obs: Any, name: str = "observation") -> Any:
                 "the space the dtype of the observations."
             )
         array = converted
-    check_finite(name, array)
+    _check_finite(name, array)
     return array
 
 
-def check_finite(name: str, array: np.ndarray) -> None:
+def _check_finite(name: str, array: np.ndarray) -> None:
     if array.dtype.kind == "f" and not (finite := np.isfinite(array)).all():
         index = np.unravel_index(finite.argmin(), array.shape)
         where = f" at index {tuple(map(int, index))}" if index else ""
