@@ -101,8 +101,7 @@ def sizes_of(example: Transition, encoder: Encoder) -> tuple[int, int]:
     _checks.check_numbers("example.action", action)
     _checks.check_numbers("example.obs", obs)
     if action.ndim == 2:
-        rows: Any = Transition(obs, action, *[None] * 3)  # pyright: ignore[reportArgumentType]
-        _checks.check_leading_axis("example", rows)
+        _checks.check_leading_axis("example", example._replace(reward=None, mask=None, next_obs=None, next_action=None))
         obs = jax.tree.map(lambda x: x[0], obs)
     if encoder is not None:
         obs = eqx.filter_eval_shape(partial(call, "encoder", encoder), obs)

@@ -1,6 +1,5 @@
 """What the algorithms share: networks that `jit` can carry, optimizers, moving averages, and terms of losses."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -9,17 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.core import Tracer
 from jaxtyping import Array
 
-from shortcutrl import _checks, _contract
+from shortcutrl import _contract
 from shortcutrl._call import call, encoded, ensemble_of, q_of, value_of
 from shortcutrl._typed import show
-from shortcutrl._types import Aggregate, Integer, Number, Scalar, Transition
+from shortcutrl._types import Aggregate, Number, Scalar, Transition
 from shortcutrl._value import bellman_target, expectile_loss, td_loss
 
 
-class Carried(eqx.Module):
+class _Carried(eqx.Module):
     """A network with leaves that are not arrays, such as activation functions, in a form that `jit` can carry."""
 
     arrays: list[Array | None]
@@ -38,11 +36,11 @@ class Carried(eqx.Module):
         return encoded(self.unwrap(), obs)
 
 
-def as_carried(name: str, network: Any) -> Any:
+def _as_carried(name: str, network: Any) -> Any:
     """A copy of a network for a state: with its own arrays, so that the state may be donated."""
     _contract.check_network(name, network)
     leaves, structure = jax.tree.flatten(network)
-    arrays = [leaf for leaf in leaves if eqx.is_array_like(leaf) and isinstance(leaf, jax.Array | np.ndarray)]
+    arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array | np.ndarray)]
     floats = [leaf for leaf in arrays if jnp.issubdtype(leaf.dtype, jnp.floating)]
     if not floats:
         raise ValueError(f"`{name}` has no parameters to train: pass a pytree of arrays that is callable.")
@@ -55,14 +53,14 @@ def as_carried(name: str, network: Any) -> Any:
     if len(arrays) == len(leaves):
         return jax.tree.map(_copied, network)
     split = [(_copied(leaf), None) if isinstance(leaf, jax.Array | np.ndarray) else (None, leaf) for leaf in leaves]
-    return Carried([array for array, _ in split], (tuple(leaf for _, leaf in split), structure))
+    return _Carried([array for array, _ in split], (tuple(leaf for _, leaf in split), structure))
 
 
 def _copied(leaf: jax.Array | np.ndarray) -> Array:
     return jnp.copy(np.array(leaf) if isinstance(leaf, np.ndarray) else leaf)  # JAX copies NumPy's later
 
 
-def as_group(kind: Any, name: str, values: Any) -> Any:
+def _as_group(kind: Any, name: str, values: Any) -> Any:
     """One value for each network, such as `Networks(policy, critic)`; any tuple or list of that length."""
     fields = kind._fields
     if (
@@ -77,21 +75,26 @@ def as_group(kind: Any, name: str, values: Any) -> Any:
 def parameters(network: Any) -> Any:
     """What optimizers see: the network as the user made it, with `None` for all but the floating-point arrays."""
     arrays = eqx.filter(network, eqx.is_inexact_array)
-    return jax.tree.unflatten(network.static[1], arrays.arrays) if isinstance(network, Carried) else arrays
+    return jax.tree.unflatten(network.static[1], arrays.arrays) if isinstance(network, _Carried) else arrays
 
 
 def _apply(updates: Any, network: Any) -> Any:
     """The network after an update of its `parameters`."""
-    if isinstance(network, Carried):
-        updates = Carried(network.static[1].flatten_up_to(updates), network.static)
+    if isinstance(network, _Carried):
+        updates = _Carried(network.static[1].flatten_up_to(updates), network.static)
     return eqx.apply_updates(network, updates)
 
 
-def start(kind: Any, networks: Any, optimizers: Any) -> tuple[Any, list[optax.OptState]]:
-    """Copies of the networks, and a fresh state of each optimizer."""
-    networks, optimizers = as_group(kind, "networks", networks), _as_optimizers(kind, optimizers)
-    carried = kind(*(as_carried(f"networks.{name}", value) for name, value in networks._asdict().items()))
-    return carried, [_init_optimizer(*each) for each in zip(kind._fields, optimizers, carried, strict=True)]
+def start(kind: Any, state: Any, networks: Any, optimizers: Any, **others: Any) -> Any:
+    """A new `state`, by the names of its fields: copies of the networks, their averages, and optimizers' states."""
+    networks, optimizers = _as_group(kind, "networks", networks), _as_optimizers(kind, optimizers)
+    fields: dict[str, Any] = {}
+    for name, network in networks._asdict().items():
+        fields[name] = _as_carried(f"networks.{name}", network)
+        fields[f"{name}_opt_state"] = _init_optimizer(name, getattr(optimizers, name), fields[name])
+        if f"target_{name}" in state._fields:
+            fields[f"target_{name}"] = jax.tree.map(jnp.copy, fields[name])
+    return state(**fields, **others)
 
 
 def step(kind: Any, state: Any, optimizers: Any, **grads: Any) -> Any:
@@ -118,7 +121,7 @@ def _alike(one: Any, other: Any) -> bool:
 
 
 def _as_optimizers(kind: Any, optimizers: Any) -> Any:
-    group = as_group(kind, "optimizers", optimizers)
+    group = _as_group(kind, "optimizers", optimizers)
     for name, optimizer in group._asdict().items():
         if not isinstance(optimizer, optax.GradientTransformation):
             raise TypeError(
@@ -232,63 +235,3 @@ def fit_critic(critic: Any, value: Any, batch: Transition, *, discount: Number) 
     target = jax.vmap(partial(bellman_target, discount=discount))(batch, next_v)
     q = jax.vmap(partial(ensemble_of, "critic", critic))(batch.obs, jnp.asarray(batch.action))
     return jnp.square(q - target[:, None].astype(q.dtype)).sum(axis=1).mean(), q.mean()
-
-
-def at_drawn(
-    loss: Callable[..., tuple[Scalar, Scalar]], learners: tuple[Any, ...], name: str, k: Any, max_jumps: Integer
-) -> tuple[Scalar, Scalar]:
-    """`loss(*learners, k)` for a k of 1, 2, 4, ..., `max_jumps` that may be traced, differentiable in the learners.
-
-    The gradient of the loss is computed inside the branch: differentiating through the switch would keep the
-    intermediate values of every branch. The terms beside the loss have no gradient.
-    """
-    allowed = [2**i for i in range(int(max_jumps).bit_length())]
-    _check_one_of(name, k, allowed)
-    if not isinstance(k, Tracer):
-        result, terms = loss(*learners, int(k))
-        return result, jax.lax.stop_gradient(terms)  # as in the switch
-    params, static = eqx.partition(learners, eqx.is_inexact_array)
-    branches = [lambda params, each=each: loss(*eqx.combine(params, static), each) for each in allowed]
-    gradients = [jax.value_and_grad(branch, has_aux=True) for branch in branches]
-    index = jnp.searchsorted(jnp.array(allowed), k)
-    # In `shard_map`, parameters must vary over devices as the loss does, so that the branches do not sum gradients.
-    like = jax.lax.stop_gradient(branches[0](fixed(params))[0])
-    zero = jnp.where(like == like, 0, 0)
-    params = jax.tree.map(lambda leaf: leaf + zero.astype(leaf.dtype), params)
-    (result, terms), grads = jax.lax.stop_gradient(jax.lax.switch(index, gradients, fixed(params)))
-    return _with_gradients(params, result, grads), terms
-
-
-@jax.custom_jvp
-def _with_gradients(params: Any, loss: Scalar, grads: Any) -> Scalar:
-    """The loss, with these gradients in the parameters."""
-    return loss
-
-
-@_with_gradients.defjvp
-def _along_gradients(primals: Any, tangents: Any) -> tuple[Scalar, Scalar]:
-    params, loss, grads = primals
-    pairs = zip(jax.tree.leaves(_once(grads, params)), jax.tree.leaves(tangents[0]), strict=True)
-    return loss, sum((jnp.sum(grad * tangent) for grad, tangent in pairs), jnp.zeros_like(loss)).astype(loss.dtype)
-
-
-@jax.custom_jvp
-def _once(grads: Any, params: Any) -> Any:
-    """The gradients. Differentiating them again would give zeros, so it fails."""
-    return grads
-
-
-@_once.defjvp
-def _twice(primals: Any, tangents: Any) -> Any:
-    raise NotImplementedError(
-        "The losses of `sorl` have no second derivatives for numbers of jumps that `jit` traces. Bind static ones: "
-        "`draws._replace(td_k=4, q_k=4)`."
-    )
-
-
-def _check_one_of(name: str, value: Any, allowed: list[int]) -> None:
-    number = isinstance(value, jax.Array | np.ndarray | np.integer | int) and not isinstance(value, bool)
-    scalar = number and _checks.is_real(value) and jnp.shape(value) == ()
-    integer = scalar and jnp.issubdtype(jnp.result_type(value), jnp.integer)
-    if not integer or not (isinstance(value, Tracer) or int(value) in allowed):
-        raise ValueError(f"`{name}` must be one of {', '.join(map(str, allowed))}, got {show(value)}.")

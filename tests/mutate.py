@@ -41,6 +41,7 @@ OWN = {
     "_consistency": "consistency cac",
     "_actors": "errors",
     "_training": "sorl iql algorithms",
+    "_switch": "sorl",
     "data/_index": "sample",
     "data/_sample": "sample data",
     "evaluate/_statistics": "evaluate -k interval",

@@ -19,6 +19,7 @@ LAYERS = [
     {"_improve", "_select"},
     {"_contract"},
     {"_training"},
+    {"_switch"},
     {"algorithms"},
 ]
 BASE = set().union(*LAYERS[:3])

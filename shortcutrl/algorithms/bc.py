@@ -137,8 +137,7 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
         state = bc.init(networks, config=bc.Config(), optimizers=bc.OPTIMIZERS)
         ```
     """
-    (policy,), (opt_state,) = _training.start(Networks, networks, optimizers)
-    return State(policy, opt_state)
+    return _training.start(Networks, State, networks, optimizers)
 
 
 @_contract.checked(Networks)

@@ -211,10 +211,7 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
         state = cac.init(networks, config=cac.Config(), optimizers=cac.OPTIMIZERS)
         ```
     """
-    nets, opt_states = _training.start(Networks, networks, optimizers)
-    policy, critic = nets
-    averages = jax.tree.map(jnp.copy, (policy, critic))
-    return State(policy, critic, *averages, *opt_states, updates=jnp.zeros((), jnp.int32))
+    return _training.start(Networks, State, networks, optimizers, updates=jnp.zeros((), jnp.int32))
 
 
 @_contract.checked(Networks)
@@ -333,13 +330,12 @@ def policy_loss(
     """
     done = jnp.minimum(state.updates / config.schedule_updates, 1)
     growth = jnp.sqrt(done * (config.num_levels**2 - FIRST_LEVELS**2) + FIRST_LEVELS**2)
-    gaps = jnp.ceil(growth - 1)  # one less than there are levels
-    gaps = gaps.astype(draws.level.dtype)
+    gaps = jnp.ceil(growth - 1).astype(draws.level.dtype)  # one less than there are levels
     first = jnp.minimum(jnp.floor(draws.level * gaps), gaps - 1)
     low, high = noise_levels = [jax.vmap(noise_level)((first + i) / gaps) for i in (0, 1)]
 
-    teacher, critic = _training.fixed((state.target_policy, state.critic))
-    networks = {"policy": policy, "state.target_policy": teacher, "state.critic": critic}
+    critic = _training.fixed(state.critic)
+    networks = {"policy": policy, "state.target_policy": state.target_policy, "state.critic": critic}
     obs, policy, teacher, critic = _training.encode_once(batch.obs, **networks)
     models = (eqx.Partial(consistency_function, network) for network in (policy, teacher))
     losses = jax.vmap(partial(consistency_loss, *models))(obs, batch.action, draws.noise, *noise_levels)

@@ -10,7 +10,6 @@ from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PRNGKeyArray
 
@@ -148,8 +147,10 @@ def networks(
     sizes = _contract.sizes_of(example, encoder)
     shape: dict[str, Any] = {"width": width, "depth": depth, "encoder": encoder}
     policy_key, critic_key = jax.random.split(key)
-    critic = nn.EnsembleCritic(*sizes, **shape, key=critic_key)
-    return Networks(nn.FlowPolicy(*sizes, **shape, key=policy_key), critic)
+    return Networks(
+        nn.FlowPolicy(*sizes, **shape, key=policy_key),
+        nn.EnsembleCritic(*sizes, **shape, key=critic_key),
+    )
 
 
 @typed
@@ -175,9 +176,7 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
         state = fbrac.init(networks, config=fbrac.Config(), optimizers=fbrac.OPTIMIZERS)
         ```
     """
-    nets, opt_states = _training.start(Networks, networks, optimizers)
-    policy, critic = nets
-    return State(policy, critic, jax.tree.map(jnp.copy, critic), *opt_states)
+    return _training.start(Networks, State, networks, optimizers)
 
 
 @_contract.checked(Networks)

@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PRNGKeyArray
 
@@ -154,9 +153,12 @@ def networks(
     """
     sizes = _contract.sizes_of(example, encoder)
     shape: dict[str, Any] = {"width": width, "depth": depth, "encoder": encoder}
-    makers = nn.FlowPolicy, nn.OneStepPolicy, nn.EnsembleCritic
-    keys = jax.random.split(key, len(makers))
-    return Networks(*(make(*sizes, **shape, key=key) for make, key in zip(makers, keys, strict=True)))
+    flow_key, student_key, critic_key = jax.random.split(key, 3)
+    return Networks(
+        nn.FlowPolicy(*sizes, **shape, key=flow_key),
+        nn.OneStepPolicy(*sizes, **shape, key=student_key),
+        nn.EnsembleCritic(*sizes, **shape, key=critic_key),
+    )
 
 
 @typed
@@ -182,9 +184,7 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
         state = fql.init(networks, config=fql.Config(), optimizers=fql.OPTIMIZERS)
         ```
     """
-    nets, opt_states = _training.start(Networks, networks, optimizers)
-    flow, student, critic = nets
-    return State(flow, student, critic, jax.tree.map(jnp.copy, critic), *opt_states)
+    return _training.start(Networks, State, networks, optimizers)
 
 
 @_contract.checked(Networks)

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PRNGKeyArray
 
@@ -192,9 +191,7 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
         state = idql.init(networks, config=idql.Config(), optimizers=idql.OPTIMIZERS)
         ```
     """
-    nets, opt_states = _training.start(Networks, networks, optimizers)
-    averages = jax.tree.map(jnp.copy, (nets.policy, nets.critic))
-    return State(*nets, *averages, *opt_states)
+    return _training.start(Networks, State, networks, optimizers)
 
 
 @_contract.checked(Networks)

@@ -147,11 +147,11 @@ def networks(
     sizes = _contract.sizes_of(example, encoder)
     shape: dict[str, Any] = {"width": width, "depth": depth, "encoder": encoder}
     policy_key, critic_key, value_key = jax.random.split(key, 3)
-    policy, critic = (
+    return Networks(
         nn.GaussianPolicy(*sizes, **shape, key=policy_key),
         nn.EnsembleCritic(*sizes, **shape, key=critic_key),
+        nn.Value(sizes[0], **shape, key=value_key),
     )
-    return Networks(policy, critic, nn.Value(sizes[0], **shape, key=value_key))
 
 
 @typed
@@ -177,9 +177,7 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
         state = iql.init(networks, config=iql.Config(), optimizers=iql.OPTIMIZERS)
         ```
     """
-    nets, opt_states = _training.start(Networks, networks, optimizers)
-    policy, critic, value = nets
-    return State(policy, critic, value, jax.tree.map(jnp.copy, critic), *opt_states)
+    return _training.start(Networks, State, networks, optimizers)
 
 
 @_contract.checked(Networks)

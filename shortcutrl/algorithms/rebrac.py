@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Int, PRNGKeyArray
 
@@ -19,7 +18,7 @@ from shortcutrl import _contract, _training, nn
 from shortcutrl._actors import clipped, noiseless
 from shortcutrl._call import ensemble_of
 from shortcutrl._improve import q_loss
-from shortcutrl._typed import show, typed
+from shortcutrl._typed import typed
 from shortcutrl._types import Actor, Encoder, Integer, Number, Scalar, Transition
 from shortcutrl._value import td_loss
 
@@ -158,8 +157,10 @@ def networks(
     sizes = _contract.sizes_of(example, encoder)
     shape: dict[str, Any] = {"width": width, "depth": depth, "encoder": encoder}
     policy_key, critic_key = jax.random.split(key)
-    critic = nn.EnsembleCritic(*sizes, **shape, key=critic_key)
-    return Networks(nn.DeterministicPolicy(*sizes, **shape, key=policy_key), critic)
+    return Networks(
+        nn.DeterministicPolicy(*sizes, **shape, key=policy_key),
+        nn.EnsembleCritic(*sizes, **shape, key=critic_key),
+    )
 
 
 @typed
@@ -185,8 +186,7 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
         state = rebrac.init(networks, config=rebrac.Config(), optimizers=rebrac.OPTIMIZERS)
         ```
     """
-    nets, opt_states = _training.start(Networks, networks, optimizers)
-    return State(*nets, *jax.tree.map(jnp.copy, nets), *opt_states, updates=jnp.zeros((), jnp.int32))
+    return _training.start(Networks, State, networks, optimizers, updates=jnp.zeros((), jnp.int32))
 
 
 @_contract.checked(Networks)
@@ -246,10 +246,10 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
         loss, q = rebrac.critic_loss(state.critic, state, batch, rebrac.draw(key, batch), config=config)
         ```
     """
-    if not isinstance(batch.next_action, jax.Array | np.ndarray) or batch.next_action.shape != batch.action.shape:
+    if batch.next_action is None:  # another shape is refused by `checked`
         raise ValueError(
-            f"`batch.next_action` must have the shape of `batch.action`, {batch.action.shape}, got "
-            f"{show(batch.next_action)}. ReBRAC needs the dataset's next action: `data.sample` gives it."
+            f"`batch.next_action` must have the shape of `batch.action`, {batch.action.shape}, got None. ReBRAC needs "
+            "the dataset's next action: `data.sample` gives it."
         )
 
     def smoothed(obs, noise):
@@ -259,9 +259,8 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
     def loss(transition, noise):
         def penalized(obs, action):
             distance = jnp.sum(jnp.square(action - transition.next_action))
-            return (
-                ensemble_of("state.target_critic", state.target_critic, obs, action) - config.critic_penalty * distance
-            )
+            q = ensemble_of("state.target_critic", state.target_critic, obs, action)
+            return q - config.critic_penalty * distance
 
         actor = partial(clipped, smoothed, clip=config.clip)
         return td_loss(critic, penalized, actor, transition, noise, discount=config.discount, aggregate="min")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from shortcutrl import _checks, _contract, _training, nn
+from shortcutrl import _checks, _contract, _switch, _training, nn
 from shortcutrl._flow import flow_matching_loss, self_consistency_loss
 from shortcutrl._improve import q_loss
 from shortcutrl._path import draw_flow_matching, draw_self_consistency
@@ -214,8 +214,7 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
         state = sorl.init(networks, config=sorl.Config(q_weight=10.0), optimizers=sorl.OPTIMIZERS)
         ```
     """
-    nets, opt_states = _training.start(Networks, networks, optimizers)
-    return State(*nets, *jax.tree.map(jnp.copy, nets), *opt_states)
+    return _training.start(Networks, State, networks, optimizers)
 
 
 @_contract.checked(Networks)
@@ -290,7 +289,7 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
         critics = _bind(critic, k, config), _bind(target_critic, k, config)
         return _training.fit_td(*critics, actor, batch._replace(obs=obs, next_obs=next_obs), draws.td_noise, config)
 
-    return _training.at_drawn(loss, (critic, obs), "draws.td_k", draws.td_k, config.max_jumps)
+    return _switch.at_drawn(loss, (critic, obs), "draws.td_k", draws.td_k, config.max_jumps)
 
 
 @_contract.checked(Networks, draw)
@@ -338,7 +337,7 @@ def policy_loss(
     if config.num_steps > 1:
         agree = partial(self_consistency_loss, policy, teacher)
         self_consistency = jax.vmap(agree)(obs, batch.action, draws.consistency_noise, *draws.consistency_times).mean()
-    q_term, q = _training.at_drawn(minus_q, (policy, obs), "draws.q_k", draws.q_k, config.max_jumps)
+    q_term, q = _switch.at_drawn(minus_q, (policy, obs), "draws.q_k", draws.q_k, config.max_jumps)
     loss = config.flow_matching_weight * flow_matching + config.self_consistency_weight * self_consistency + q_term
     return loss, jax.lax.stop_gradient((q, flow_matching, self_consistency))
 

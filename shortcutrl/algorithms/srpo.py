@@ -209,9 +209,7 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
         state = srpo.init(networks, config=srpo.Config(), optimizers=srpo.OPTIMIZERS)
         ```
     """
-    nets, opt_states = _training.start(Networks, networks, optimizers)
-    diffusion, policy, critic, value = nets
-    return State(diffusion, policy, critic, value, jax.tree.map(jnp.copy, critic), *opt_states)
+    return _training.start(Networks, State, networks, optimizers)
 
 
 @_contract.checked(Networks)

@@ -134,10 +134,8 @@ class Run:
 
         If the `logger` raises an error, the row is written already.
         """
-        step, row = (
-            as_size("step", step, maximum=2**62),
-            {name: _as_float(name, value) for name, value in values.items()},
-        )
+        step = as_size("step", step, maximum=2**62)
+        row = {name: _as_float(name, value) for name, value in values.items()}
         board = self._events()
         if step < (last := max(self._logged, self.step)):
             raise ValueError(f"`step` must be at least {last}, which the run has reached, got {step}.")
