@@ -10,30 +10,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import tyro
+from speed import BATCH, OBS, dataset
 
 from shortcutrl import Transition, data, sorl
 
-OBS, ACTION, BATCH, STEPS = 28, 5, 256, 20  # cube-single's sizes; steps in one scan
+STEPS = 20  # in one scan
 
 
-def stored_twice(rows: int) -> Transition:
+def stored_twice(dataset: data.Dataset) -> Transition:
     """The layout of other libraries: each row holds its successor too."""
-    dataset = stored_once(rows)
-    return Transition(dataset.obs, dataset.action, dataset.reward, dataset.mask, jnp.roll(dataset.obs, -1, axis=0))
-
-
-def stored_once(rows: int) -> data.Dataset:
-    rng = np.random.default_rng(0)
-    return data.from_arrays(
-        observations=rng.normal(size=(rows, OBS)),
-        actions=rng.uniform(-1, 1, (rows, ACTION)),
-        rewards=rng.normal(size=rows),
-        terminals=np.zeros(rows),
-        timeouts=np.arange(rows) % 1000 == 999,
-    )
+    return Transition(*dataset[:4], jnp.roll(dataset.obs, -1, axis=0))
 
 
 def rows_of(dataset: Transition, key: jax.Array) -> Transition:
@@ -77,7 +65,8 @@ def touch(total: jax.Array, batch: Transition, key: jax.Array) -> jax.Array:
 
 def main(rows: int = 100_000, width: int = 256, depth: int = 3, repeats: int = 15) -> None:
     keys = jax.random.split(jax.random.key(0), STEPS)
-    once, twice, zero = stored_once(rows), stored_twice(rows), jnp.float32(0)
+    once, zero = dataset(rows), jnp.float32(0)
+    twice = stored_twice(once)
 
     def sampled(use, state, **options):
         draw = partial(data.sample, batch_size=BATCH, discount=0.99, **options)
@@ -102,11 +91,11 @@ def main(rows: int = 100_000, width: int = 256, depth: int = 3, repeats: int = 1
 
     print("bytes of 1,000,000 rows")
     image = 64 * 64 * 3 * 1_000_000
-    for name, dataset in {"stored twice": twice, "stored once": once}.items():
-        size = sum(leaf.nbytes for leaf in jax.tree.leaves(dataset)) / rows * 1_000_000
+    for name, stored in {"stored twice": twice, "stored once": once}.items():
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(stored)) / rows * 1_000_000
         print(f"  {OBS} numbers, {name:20} {size:16,.0f}")
-        numbers = sum(leaf.nbytes for leaf in jax.tree.leaves((dataset.obs, dataset.next_obs))) / rows * 1_000_000
-        images = image * (1 + (dataset.next_obs is not None))
+        numbers = sum(leaf.nbytes for leaf in jax.tree.leaves((stored.obs, stored.next_obs))) / rows * 1_000_000
+        images = image * (1 + (stored.next_obs is not None))
         print(f"  64 x 64 x 3 uint8, {name:13} {size - numbers + images:16,.0f}")
 
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from speed import BATCH, dataset
 
 import shortcutrl
 from shortcutrl import data, sorl
@@ -27,8 +28,6 @@ def main(
 ) -> None:
     if keep_memory and not shortcutrl.keep_memory():
         raise SystemExit("loop.py: `keep_memory` has no effect on this system.")
-    from speed import BATCH, dataset  # calls JAX
-
     batch = data.sample(dataset(), jax.random.key(0), batch_size=BATCH)
     options = {"config": sorl.Config(), "optimizers": sorl.OPTIMIZERS}
     networks = sorl.networks(batch, width=width, depth=depth, key=jax.random.key(1))

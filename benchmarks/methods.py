@@ -7,9 +7,7 @@ python benchmarks/methods.py --methods fql iql ifql rebrac --fql PATH
 core, put `taskset -c 0` before it. The second command writes the columns of both for the methods that both have.
 """
 
-import importlib
 import inspect
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -21,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import tyro
 from jax.extend.core import ClosedJaxpr, Jaxpr
-from speed import ACTION, BATCH, OBS, dataset, even_keys, floor, second_key
+from speed import ACTION, AGENTS, BATCH, OBS, agent_of, dataset, even_keys, floor, second_key
 
 from shortcutrl import Transition, algorithms, data
 
@@ -45,9 +43,6 @@ PASSES: dict[str, dict[str, float]] = {
 A backward pass counts as two forward passes, or as one where only the input's gradient is needed. SORL: the mean over
 its numbers of jumps.
 """
-
-AGENTS = {"fql": "FQLAgent", "iql": "IQLAgent", "ifql": "IFQLAgent", "rebrac": "ReBRACAgent", "sorl": "SORLAgent"}
-"""Of the FQL repository, and of SORL's, which has its form: the module and the class."""
 
 
 def product_flops(jaxpr: Any) -> float:
@@ -103,15 +98,7 @@ def ours(module: ModuleType, dataset: data.Dataset, batch: Transition, width: in
 
 def theirs(path: Path, method: str, batch: Transition, width: int, depth: int) -> Callable[[], Any]:
     """The same loop with the agent of a checkout of the FQL repository."""
-    for known in [known for known in sys.modules if known.split(".")[0] in ("agents", "utils")]:
-        del sys.modules[known]  # modules of another checkout
-    sys.path.insert(0, str(path))
-    module = importlib.import_module(f"agents.{method}")
-    config = module.get_config()
-    config.actor_hidden_dims = config.value_hidden_dims = (width,) * depth
-    start = getattr(module, AGENTS[method]).create(0, batch.obs, batch.action, config)
-    names = ("observations", "actions", "rewards", "masks", "next_observations", "next_actions")
-    batch_of_theirs = dict(zip(names, batch, strict=True))
+    start, config, batch_of_theirs = agent_of(path, method, batch, width, depth)
 
     def loop():
         agent = start

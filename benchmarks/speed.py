@@ -6,11 +6,13 @@ On one core, put `taskset -c 0` before it. `--sorl PATH` and `--fql PATH` also m
 the authors' code and of FQL's (flow Q-learning). Their requirements must be installed.
 """
 
+import functools
 import importlib
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -152,7 +154,9 @@ def shared_key(key):
     return {"key": key, "jumps_key": key}
 
 
-KEYS = even_keys(sorl.Config(), UPDATES, second_key)
+@functools.cache
+def update_keys() -> jax.Array:
+    return even_keys(sorl.Config(), UPDATES, second_key)
 
 
 def memory(compiled) -> int:
@@ -161,7 +165,7 @@ def memory(compiled) -> int:
 
 
 def measure_scan(benchmark, size: Size, config: sorl.Config, **networks) -> None:
-    args = start(size, config, **networks), dataset(), KEYS
+    args = start(size, config, **networks), dataset(), update_keys()
     compiled = scan(config).lower(*args).compile()
     measure(
         benchmark,
@@ -185,7 +189,7 @@ def test_updates_one_by_one(benchmark, size):
     config = size.config()
     update = jax.jit(lambda state, data_, key: one_update(config, data_, state, key), donate_argnums=0)
     states = [start(size, config)]
-    keys = list(KEYS)
+    keys = list(update_keys())
 
     def loop(data_):
         for key in keys:
@@ -208,7 +212,7 @@ def test_updates_with_bfloat16_products(benchmark):
 def test_many_agents(benchmark, agents, in_turn):
     """Small ones: one after the other, or at once and with the same numbers of jumps."""
     size = Size(128, 2, 8)
-    config = size.config()
+    config, shared_keys = size.config(), update_keys()
 
     @jax.jit
     def many_updates(states, data_, keys):
@@ -217,11 +221,9 @@ def test_many_agents(benchmark, agents, in_turn):
                 own, shared = keys
                 return one_update(config, data_, state, own, *([] if in_turn else [shared]))
 
-            return jax.lax.scan(step, state, (keys, KEYS))
+            return jax.lax.scan(step, state, (keys, shared_keys))
 
-        return (
-            jax.lax.map(lambda agent: updates(*agent), (states, keys)) if in_turn else jax.vmap(updates)(states, keys)
-        )
+        return jax.lax.map(lambda each: updates(*each), (states, keys)) if in_turn else jax.vmap(updates)(states, keys)
 
     keys = jax.random.split(jax.random.key(0), (agents, UPDATES))
     states = jax.vmap(lambda _: start(size, config))(keys[:, 0])
@@ -250,7 +252,7 @@ def test_best_of_n(benchmark, k, n, observations):
 def test_first_call(benchmark):
     """Trace and compile the scan of updates."""
     config = PAPER.config()
-    args = start(PAPER, config), dataset(), KEYS
+    args = start(PAPER, config), dataset(), update_keys()
     benchmark.extra_info.update(per=1)
     benchmark.pedantic(lambda: scan(config).lower(*args).compile(), rounds=3)
 
@@ -258,23 +260,35 @@ def test_first_call(benchmark):
 # ------------------------------------------------------------- the code of others, if checkouts are given
 
 
-def checkout(request, option: str, module: str, name: str):
-    """An agent of a checkout, with the sizes of `PAPER`, and a batch."""
-    if (path := request.config.getoption(option)) is None:
-        pytest.skip(f"needs a checkout: {option} PATH")
-    request.getfixturevalue("monkeypatch").syspath_prepend(path)
+AGENTS = {"fql": "FQLAgent", "iql": "IQLAgent", "ifql": "IFQLAgent", "rebrac": "ReBRACAgent", "sorl": "SORLAgent"}
+"""Of the FQL repository, and of SORL's, which has its form: the module and the class."""
+
+
+def agent_of(path: Path, method: str, batch: Transition, width: int, depth: int) -> tuple[Any, Any, dict[str, Any]]:
+    """An agent of a checkout, its config, and the batch by their names."""
     for known in [known for known in sys.modules if known.split(".")[0] in ("agents", "utils")]:
-        del sys.modules[known]  # modules of the other checkout
-    theirs = importlib.import_module(module)
+        del sys.modules[known]  # modules of another checkout
+    sys.path.insert(0, str(path))
+    module = importlib.import_module(f"agents.{method}")
+    config = module.get_config()
+    config.actor_hidden_dims = config.value_hidden_dims = (width,) * depth
+    names = ("observations", "actions", "rewards", "masks", "next_observations", "next_actions")
+    agent = getattr(module, AGENTS[method]).create(0, batch.obs, batch.action, config)
+    return agent, config, dict(zip(names, batch, strict=True))
+
+
+def checkout(request, method: str):
+    """An agent of the checkout of this option, with the sizes of `PAPER`, and a batch."""
+    if (path := request.config.getoption(f"--{method}")) is None:
+        pytest.skip(f"needs a checkout: --{method} PATH")
     batch = data.sample(dataset(), jax.random.key(0), batch_size=BATCH)
-    names = {"observations": 0, "actions": 1, "rewards": 2, "masks": 3, "next_observations": 4}
-    made = getattr(theirs, name).create(0, batch.obs, batch.action, theirs.get_config())
-    return made, {name: batch[i] for name, i in names.items()}
+    agent, _, batch = agent_of(path, method, batch, PAPER.width, PAPER.depth)
+    return agent, batch
 
 
 @pytest.fixture
 def published(request):
-    return checkout(request, "--sorl", "agents.sorl", "SORLAgent")
+    return checkout(request, "sorl")
 
 
 def measure_agent(benchmark, agent, batch, flops: float) -> None:
@@ -294,7 +308,7 @@ def test_published_updates(benchmark, published):
 
 def test_fql_updates(benchmark, request):
     """Flow Q-learning: ten steps of a flow teach a one-step policy, without backpropagation through jumps."""
-    fql = checkout(request, "--fql", "agents.fql", "FQLAgent")
+    fql = checkout(request, "fql")
     td_target, td, flow, teacher, student = (1, 1), (0, 3), (3, 0), (10, 0), (3 + 1, 2)
     flops = BATCH * sum(PAPER.products(*passes) for passes in (td_target, td, flow, teacher, student))
     measure_agent(benchmark, *fql, flops=flops)
