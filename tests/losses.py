@@ -90,6 +90,11 @@ def random_batch(rng) -> Transition:
     return Transition(obs, action, rng.normal(size=BATCH), rng.integers(0, 2, BATCH) * 1.0, next_obs, next_action)
 
 
+def aggregated(q, aggregate):
+    """The ensemble's estimate by the name of a reduction, or by a function."""
+    return {"min": jnp.min, "mean": jnp.mean}.get(aggregate, aggregate)(q)
+
+
 def rows(tree: Any):
     """A batch or its draws, one after the other."""
     return [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(len(jax.tree.leaves(tree)[0]))]

@@ -4,7 +4,6 @@ Every array is float32. `FOLDER` has a README that describes the files.
 """
 
 import dataclasses
-import itertools
 import os
 from functools import partial
 from pathlib import Path
@@ -31,26 +30,27 @@ class Published:
     def __getitem__(self, key):
         return self.arrays[key]
 
-    def network(self, folder, make, at):
-        """The network that `make` makes, with the arrays under `folder` (weights or gradients) in its MLP, `at`."""
-        dense, norms = self.kinds(folder, "Dense", "kernel", "bias"), self.kinds(folder, "LayerNorm", "scale", "bias")
-        weights, biases = zip(*dense, strict=True)
-        like = make(*self.sizes, width=1, depth=len(dense) - 1, key=jax.random.key(0))
-        inputs = at(like).weights[0].shape[-2]
-        assert weights[0].shape[-2] == inputs, f"{folder} has {weights[0].shape[-2]} inputs, not {inputs}"
-        parts = weights, biases, tuple(itertools.starmap(layer_norm, norms))
-        return eqx.tree_at(lambda network: (at(network).weights, at(network).biases, at(network).norms), like, parts)
-
-    def kinds(self, folder, kind, *names):
-        """The arrays `folder/kind_i/name`, for i = 0, 1, ..., a tuple with one for each of `names`."""
-        count = sum(key.startswith(f"{folder}/{kind}_") for key in self.arrays) // len(names)
-        return [tuple(self[f"{folder}/{kind}_{i}/{name}"] for name in names) for i in range(count)]
+    def network(self, folder, make):
+        """The network that `make` makes, with the arrays under `folder` (weights or gradients) in its MLP."""
+        layers = sorted({key.rpartition("/")[0] for key in self.arrays if key.startswith(f"{folder}/")})
+        assert layers, f"no arrays under {folder}"
+        dense = [layer for layer in layers if "LayerNorm" not in layer]  # `mean_net` stands last, as it should
+        norms = [layer for layer in layers if "LayerNorm" in layer]
+        parts = (
+            tuple(self[f"{layer}/kernel"] for layer in dense),
+            tuple(self[f"{layer}/bias"] for layer in dense),
+            tuple(layer_norm(self[f"{layer}/scale"], self[f"{layer}/bias"]) for layer in norms),
+        )
+        like = make(width=1, depth=len(dense) - 1, key=jax.random.key(0))
+        mlp = lambda network: network.mlp if hasattr(network, "mlp") else network.members
+        assert mlp(like).weights[0].shape[-2] == parts[0][0].shape[-2], "another number of inputs"
+        return eqx.tree_at(lambda network: (mlp(network).weights, mlp(network).biases, mlp(network).norms), like, parts)
 
     def policy(self, folder, make=nn.ShortcutPolicy):
-        return self.network(f"{folder}/mlp", make, lambda policy: policy.mlp)
+        return self.network(f"{folder}/mlp", partial(make, *self.sizes))
 
     def critic(self, folder, **options):
-        return self.network(f"{folder}/value_net", partial(nn.EnsembleCritic, **options), lambda critic: critic.members)
+        return self.network(f"{folder}/value_net", partial(nn.EnsembleCritic, *self.sizes, **options))
 
     @property
     def sizes(self):

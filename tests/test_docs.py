@@ -11,7 +11,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-import jax
 import pytest
 
 import shortcutrl
@@ -35,16 +34,8 @@ def name(page):
 # ------------------------------------------------------------------- the sources
 
 
-@pytest.fixture
-def as_a_reader():
-    """Single precision, as users have it."""
-    jax.config.update("jax_enable_x64", False)
-    yield
-    jax.config.update("jax_enable_x64", True)
-
-
 @pytest.mark.parametrize("page", WITH_CODE, ids=name)
-@pytest.mark.usefixtures("as_a_reader")
+@pytest.mark.usefixtures("without_x64")
 def test_the_code_of_a_page_runs(page):
     namespace = {"__name__": "page"}
     for block in re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE):

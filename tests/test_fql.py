@@ -319,6 +319,10 @@ def test_the_agent_acts_with_the_clipped_student():
     np.testing.assert_allclose(act(batch.obs[0], 9 * draws.noise[0]), jnp.clip(raw, -1, 1), rtol=1e-12)
 
 
+def test_the_published_defaults():
+    assert fql.Config() == fql.Config(10.0, 10, 0.99, "mean", False, 0.005, (-1.0, 1.0))
+
+
 def test_the_draws_are_standard_normal_and_uniform():
     batch = jax.tree.map(lambda leaf: jnp.repeat(jnp.asarray(leaf), 1000, axis=0), problem(0)[1])
     draws = fql.draw(jax.random.key(0), batch)

@@ -11,6 +11,7 @@ from assertions import assert_caught, assert_to_rounding, each, seeds
 from control import LQR
 from hypothesis import given
 from hypothesis import strategies as st
+from losses import aggregated
 from oracles import euler
 
 from shortcutrl import QInfo, advantage_weight, distill_loss, q_loss, rollout_k
@@ -77,10 +78,6 @@ def last_jump_only(actor, obs, noise):
 
 def half_the_jumps(actor, obs, noise):
     return rollout_k(*actor.args, obs, noise, k=actor.keywords["k"] // 2)
-
-
-def aggregated(q, aggregate):
-    return {"min": jnp.min, "mean": jnp.mean}.get(aggregate, aggregate)(q)
 
 
 def another_q_loss(act=lambda actor, obs, noise: actor(obs, noise), aggregated=aggregated, sign=-1):

@@ -262,14 +262,6 @@ def test_the_published_defaults():
     assert iql.Config() == iql.Config("awr", 10.0, 0.9, 0.99, 0.005, (-1.0, 1.0))
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("policy", "ddpg"), ("alpha", -1), ("expectile", 1.1), ("expectile", float("nan"))]
-)
-def test_a_wrong_config_is_refused_by_name(field, value):
-    with pytest.raises(ValueError, match=f"^`{field}`"):
-        iql.Config(**{field: value})
-
-
 @pytest.mark.parametrize("expectile", [0.5, 0.9])
 def test_v_reaches_the_expectile_of_q(expectile):
     """Q of 0 and of 1, equally often: the expectile of the two is `expectile` itself."""

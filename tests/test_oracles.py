@@ -6,12 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from assertions import seeds
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import FLOWS, Gaussian, Mixture
-
-flows = pytest.mark.parametrize("kind", FLOWS)
-seeds = st.integers(0, 2**31 - 1)
+from oracles import FLOWS, Gaussian, Mixture, kinds
 
 
 def draw(kind, seed, size=2):
@@ -39,7 +37,7 @@ transport = jax.jit(lambda flow, x, t, h: flow.transport(x, t, h))
 mean_velocity = jax.jit(lambda flow, x, t, h: flow.mean_velocity(x, t, h))
 
 
-@flows
+@kinds
 @given(seed=seeds, t=st.floats(0, 0.9), share=st.floats(0.1, 1))
 def test_the_transport_follows_the_tangent(kind, seed, t, share):
     flow, x = draw(kind, seed)
@@ -47,7 +45,7 @@ def test_the_transport_follows_the_tangent(kind, seed, t, share):
     assert jnp.allclose(transport(flow, x, t, h), integrate(flow, x, t, h), rtol=0, atol=1e-5)
 
 
-@flows
+@kinds
 @given(seed=seeds, t=st.floats(0, 0.9), share=st.floats(0.1, 1))
 def test_the_mean_velocity_is_the_transport_per_time(kind, seed, t, share):
     flow, x = draw(kind, seed)
@@ -55,7 +53,7 @@ def test_the_mean_velocity_is_the_transport_per_time(kind, seed, t, share):
     assert jnp.allclose(x + h * mean_velocity(flow, x, t, h), transport(flow, x, t, h), rtol=0, atol=1e-11)
 
 
-@flows
+@kinds
 @given(seed=seeds, t=st.floats(0, 0.9))
 def test_the_mean_velocity_over_no_time_is_the_tangent(kind, seed, t):
     flow, x = draw(kind, seed)

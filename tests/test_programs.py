@@ -10,23 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from algorithms import transitions as random_batch
 
-from shortcutrl import Transition, nn, q_loss, rollout_k, sorl
+from shortcutrl import nn, q_loss, rollout_k, sorl
 
-NETWORKS = sorl.Config(num_steps=2, max_jumps=2, tau=0.1, q_weight=1.0)
-OPTIONS = {"config": NETWORKS, "optimizers": sorl.Networks(optax.adam(1e-2), optax.adam(1e-2))}
+CONFIG = sorl.Config(num_steps=2, max_jumps=2, tau=0.1, q_weight=1.0)
+OPTIONS = {"config": CONFIG, "optimizers": sorl.Networks(optax.adam(1e-2), optax.adam(1e-2))}
 
 train = jax.jit(partial(sorl.update, **OPTIONS))
 
 
 def start(key):
     return sorl.init(sorl.networks(random_batch(), width=8, depth=1, key=key), **OPTIONS)
-
-
-def random_batch(seed=0, n=4):
-    rng = np.random.default_rng(seed)
-    draw = lambda *shape: jnp.asarray(rng.uniform(-1, 1, shape))
-    return Transition(draw(n, 3), draw(n, 2), draw(n), jnp.asarray(rng.integers(0, 2, n), float), draw(n, 3))
 
 
 close = lambda a, b: jax.tree.all(jax.tree.map(lambda x, y: jnp.allclose(x, y, rtol=1e-8, atol=1e-10), a, b))
@@ -52,47 +47,7 @@ def test_scanned_is_stepped():
     assert close(scanned, stepped)
 
 
-def test_the_state_can_be_donated():
-    donating = jax.jit(partial(sorl.update, **OPTIONS), donate_argnums=0)
-    mine = sorl.networks(random_batch(), width=8, depth=1, key=jax.random.key(0))
-    state = sorl.init(mine, **OPTIONS)
-    for seed in range(2):
-        state, info = donating(state, random_batch(), key=jax.random.key(seed))
-    assert jnp.isfinite(info.td)
-    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(mine))  # not deleted
-
-
-def test_equal_configs_are_one_to_jit():
-    traces = []
-
-    @partial(jax.jit, static_argnames="config")
-    def weight(config):
-        traces.append(config)
-        return jnp.asarray(config.q_weight)
-
-    assert weight(NETWORKS) == weight(dataclasses.replace(NETWORKS)) == 1
-    assert weight(dataclasses.replace(NETWORKS, q_weight=2.0)) == 2
-    assert len(traces) == 2
-
-
 # ------------------------------------------------------------------------------- many agents at once
-
-
-def agents(count):
-    keys = jax.random.split(jax.random.key(0), count)
-    return keys, jax.jit(jax.vmap(start))(keys)
-
-
-SHARED = jax.random.key(5)
-
-
-def test_agents_that_share_their_jumps_are_the_loop():
-    keys, states = agents(3)
-    step = lambda state, key: train(state, random_batch(), key=key, jumps_key=SHARED)
-    together = jax.jit(jax.vmap(step))(states, keys)
-    for i, key in enumerate(keys):
-        alone = step(start(key), key)
-        assert close(jax.tree.map(lambda leaf, i=i: leaf[i], together), alone)
 
 
 def test_a_shared_key_is_the_key_of_the_jumps_alone():
@@ -100,33 +55,13 @@ def test_a_shared_key_is_the_key_of_the_jumps_alone():
     state, key = start(jax.random.key(0)), jax.random.key(1)
     results = {}
     for seed in range(12):
-        jumps = sorl.draw(key, random_batch(), config=NETWORKS, jumps_key=jax.random.key(seed))[:2]
+        jumps = sorl.draw(key, random_batch(), config=CONFIG, jumps_key=jax.random.key(seed))[:2]
         _, info = train(state, random_batch(), key=key, jumps_key=jax.random.key(seed))
         results.setdefault(tuple(map(int, jumps)), []).append((float(info.td), float(info.q_loss)))
     assert len(results) == 4
     for same in results.values():
         np.testing.assert_allclose(same, [same[0]] * len(same), rtol=1e-12)
     assert len({td for (td, _), *_ in results.values()}) == 2  # the critic sees its own number of jumps alone
-
-
-def computes_every_branch(share):
-    """Whether the switch over the number of jumps has become a selection from the results of all branches."""
-    keys, states = agents(2)
-
-    def updates(states, key):
-        jumps_key = key if share else None
-        step = partial(sorl.update, **OPTIONS, jumps_key=jumps_key)
-        return jax.vmap(lambda state, key: step(state, random_batch(), key=key))(states, keys)
-
-    return " cond[" not in str(jax.make_jaxpr(updates)(states, jax.random.key(1)))
-
-
-def test_agents_that_share_their_jumps_compute_one_branch_only():
-    assert not computes_every_branch(share=True)
-
-
-def test_agents_with_jumps_of_their_own_compute_every_branch():
-    assert computes_every_branch(share=False)
 
 
 # ------------------------------------------------------------------------------------------- memory
@@ -161,7 +96,7 @@ def test_memory_grows_with_the_jumps_and_no_faster():
 
 def gradient_through_8_jumps(remat):
     """The gradient of the policy's loss, and the bytes that it holds for a while."""
-    config = dataclasses.replace(NETWORKS, num_steps=8, max_jumps=8, remat=remat)
+    config = dataclasses.replace(CONFIG, num_steps=8, max_jumps=8, remat=remat)
     networks = sorl.networks(random_batch(), width=64, depth=3, key=jax.random.key(0))
     state, batch = sorl.init(networks, **OPTIONS), random_batch(n=64)
     draws = sorl.draw(jax.random.key(1), batch, config=config)
@@ -202,14 +137,6 @@ def test_acting_copies_no_weights(transposed):
 
 
 # ------------------------------------------------------------------------------------ compilations
-
-
-def test_a_loop_compiles_once():
-    """The state that comes out of an update is like the one that went in, down to weak types."""
-    updates, state = jax.jit(partial(sorl.update, **OPTIONS)), start(jax.random.key(0))
-    for seed in range(3):
-        state, _ = updates(state, random_batch(seed), key=jax.random.key(seed))
-    assert updates._cache_size() == 1
 
 
 def test_a_rollout_outside_of_jit_compiles_once():

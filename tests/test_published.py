@@ -65,26 +65,6 @@ def test_settings(published, key, fields):
     assert {name: getattr(config, name) for name in fields} == fields
 
 
-@pytest.mark.parametrize(
-    ("method", "environment", "success"),
-    [
-        ("bc", "antmaze-large-navigate", 11),
-        ("iql", "cube-single-play", 83),
-        ("rebrac", "antmaze-giant-navigate", 26),
-        ("idql", "puzzle-4x4-play", 29),
-        ("srpo", "cube-single-play", 80),
-        ("cac", "humanoidmaze-medium-navigate", 53),
-        ("fawac", "antsoccer-arena-navigate", 12),
-        ("fbrac", "scene-play", 45),
-        ("ifql", "humanoidmaze-large-navigate", 11),
-        ("fql", "puzzle-3x3-play", 30),
-        ("sorl", "scene-play", 57),
-    ],
-)
-def test_results(published, method, environment, success):
-    assert published.RESULTS[method][environment] == success
-
-
 MAIN = {
     "IQL": ("alpha",),
     "ReBRAC": ("policy_penalty", "critic_penalty"),

@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-import jax
 import matplotlib
 import pytest
 
@@ -13,13 +12,10 @@ FIRST, LOOP = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.fixture(autouse=True)
-def as_a_reader(tmp_path, monkeypatch):
-    """Single precision, as users have it, in an empty folder and without a display."""
+def as_a_reader(tmp_path, monkeypatch, without_x64):
+    """In an empty folder and without a display."""
     monkeypatch.chdir(tmp_path)
     matplotlib.use("Agg")
-    jax.config.update("jax_enable_x64", False)
-    yield
-    jax.config.update("jax_enable_x64", True)
 
 
 def run(code):

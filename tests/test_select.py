@@ -10,6 +10,7 @@ from assertions import each, seeds
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from losses import aggregated
 
 from shortcutrl import BestOfN, best_of_n, bon_select, rollout_k
 
@@ -69,10 +70,6 @@ def test_the_highest_wins(seed, aggregate):
 
 def test_nan_does_not_beat_minus_infinity():
     assert_chooses_the_first_best(bon_select, np.array([[np.nan], [-np.inf], [np.nan]]), "mean")
-
-
-def aggregated(q, aggregate):
-    return {"min": jnp.min, "mean": jnp.mean}.get(aggregate, aggregate)(q)
 
 
 def another_selection(best=jnp.nanargmax, aggregated=aggregated):

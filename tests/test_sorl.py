@@ -311,6 +311,10 @@ def test_where_q_is_zero_the_loss_is_not_divided():
     assert normalized(jnp.array(3.0), jnp.array([1.0, -2.0])) == 2
 
 
+def test_the_published_defaults():
+    assert sorl.Config() == sorl.Config(8, 8, 0.99, "mean", 10.0, 10.0, 100.0, True, True, 0.005, (-1.0, 1.0), False)
+
+
 def test_the_published_optimizer_clips_and_then_steps_by_its_learning_rate():
     start, end, _ = step(Scales(ONE), Reads(1e6 * ONE), optimizer=sorl.OPTIMIZERS.policy)
     assert jnp.allclose(jnp.abs(end.policy.scale - start.policy.scale), 1e-4, rtol=1e-3)

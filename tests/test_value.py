@@ -12,6 +12,7 @@ from control import DISCOUNT, LQR
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from losses import aggregated
 
 from shortcutrl import (
     TDInfo,
@@ -88,10 +89,6 @@ def assert_bellman(loss, seed, k, *, slack=1.0):
 @given(seed=seeds, k=ks)
 def test_the_loss_is_zero_at_the_exact_q(seed, k):
     assert_bellman(td_loss, seed, k)
-
-
-def aggregated(q, aggregate):
-    return {"min": jnp.min, "mean": jnp.mean}.get(aggregate, aggregate)(q)
 
 
 def another_td_loss(
