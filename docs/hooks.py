@@ -194,11 +194,8 @@ def documented():
     pages = Path(__file__).parent.glob("api/*.md")
     names = {name for page in pages for name in re.findall(r"^::: (\S+)", page.read_text(), re.M)}
     for file in (ROOT / "shortcutrl" / "algorithms").glob("[a-z]*.py"):
-        names |= (
-            {f"shortcutrl.{file.stem}.{name}" for name in defined(file)}
-            if f"shortcutrl.{file.stem}" in names
-            else set()
-        )
+        if f"shortcutrl.{file.stem}" in names:
+            names |= {f"shortcutrl.{file.stem}.{name}" for name in defined(file)}
     return names
 
 

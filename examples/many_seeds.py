@@ -153,7 +153,7 @@ def evaluate_agent(args: Args, state: sorl.State, pool: EnvPool, run: Run, metri
         run.save(args.updates, state)
     cell = {"k": args.k, "n": args.n, "episodes": args.episodes}
     while not (rows := [row for row in read_rows(run.folder, "table") if cell.items() <= row.items()]):
-        shape = (args.n, *pool.action_shape) if args.n > 1 else pool.action_shape
+        shape = sorl.noise_shape(*pool.action_shape, config=args.check(), n=args.n)
         policy = keyed(sorl.actor(state, config=args.check(), k=args.k, n=args.n), shape)
         append_row(run.folder, "table", cell | evaluate(policy, pool, episodes=args.episodes)._asdict())
     return Evaluation(*(np.array(rows[-1][name]) for name in Evaluation._fields))
