@@ -353,6 +353,21 @@ def test_a_closure_is_read_again_at_each_evaluation():
         assert (result.episode_return == scale * result.episode_length).all()
 
 
+def test_weights_may_come_in_another_structure():
+    pool = here(2)
+    for bound in ({"a": jnp.ones(2)}, {"b": jnp.ones(2)}, [jnp.full(2, 3.0)]):
+        act = eqx.Partial(lambda weights, obs, *, key: jax.tree.leaves(weights)[0], bound)
+        result = evaluate(act, pool, episodes=2)
+        assert (result.episode_return == jax.tree.leaves(bound)[0][0] * result.episode_length).all()
+
+
+def test_another_choice_of_bound_arrays_is_another_program():
+    pool, bound = here(2), [jnp.full(2, 1.0), jnp.full(2, 2.0)]
+    for i in (0, 1):
+        result = evaluate(eqx.Partial(lambda *args, i=i, key: args[i], *bound), pool, episodes=2)
+        assert (result.episode_return == bound[i][0] * result.episode_length).all()
+
+
 def test_a_closure_beside_bound_arrays_is_read_again():
     pool, settings = here(2), {}
 

@@ -95,13 +95,14 @@ class Compiler:
     def __call__(self, act: Callable[..., Any]) -> Callable[[np.ndarray, np.ndarray, Any], np.ndarray]:
         """Return a function of the seeds, the steps and the observations of a batch, whose shapes stay the same."""
         arrays, static = eqx.partition(as_pytree(act), _is_array)
+        leaves, structure = jax.tree.flatten(arrays)
         program = None
 
         def decide(seeds: np.ndarray, steps: np.ndarray, obs: Any) -> np.ndarray:
             nonlocal program
-            args = arrays, seeds.astype(np.uint32), steps, obs
+            args = leaves, seeds.astype(np.uint32), steps, obs
             if program is None:
-                program = _program(static, self._action_shape)
+                program = _program(structure, static, self._action_shape)
                 text = hashlib.sha256(program.lower(*args).as_text().encode()).digest()
                 if text == self._text:
                     program = self._program
@@ -119,15 +120,16 @@ def _is_array(leaf: Any) -> bool:
 _ACTOR = "If it is an actor, pass `keyed(actor, shape)`."
 
 
-def _program(static: Any, action_shape: tuple[int, ...]) -> Any:
+def _program(structure: Any, static: Any, action_shape: tuple[int, ...]) -> Any:
     def one(act, seed, step, obs):
         key = jax.random.fold_in(jax.random.key(seed), step)
         return _as_action(call("act", act, obs, key=key, remedy=_ACTOR), action_shape)
 
-    def many(arrays, seeds, steps, obs):
-        return jax.vmap(functools.partial(one, eqx.combine(arrays, static)))(seeds, steps, obs)
+    def many(leaves, seeds, steps, obs):
+        act = eqx.combine(jax.tree.unflatten(structure, leaves), static)
+        return jax.vmap(functools.partial(one, act))(seeds, steps, obs)
 
-    return jax.jit(many)
+    return jax.jit(many, keep_unused=True)  # so that the text says which leaf is which
 
 
 def _as_action(action: Any, shape: tuple[int, ...]) -> Array:
