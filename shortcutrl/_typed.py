@@ -68,9 +68,9 @@ def _is_suspect(value: Any) -> bool:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    if _is_suspect(value) and not {Any, bool if isinstance(value, bool) else Any} & set(_parts(hint)):
-        return False
-    return is_bearable(value, hint)
+    parts = _parts(hint)
+    asked_for = Any in parts or (isinstance(value, bool) and bool in parts)
+    return (asked_for or not _is_suspect(value)) and is_bearable(value, hint)
 
 
 def _explain(signature: inspect.Signature, args, kwargs) -> Exception | None:
