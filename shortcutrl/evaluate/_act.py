@@ -84,32 +84,46 @@ def keyed(actor: Actor, shape: Any) -> Callable[..., Array]:
 class Compiler:
     """Compile `act` for batches. Keep the last program only, so nothing that the user drops stays alive.
 
-    Each `act` is traced, which takes far less time than compiling, because values that it closes over may have changed.
+    Each `act` is traced, because values that it closes over may have changed. It is compiled only if the text of its
+    program, which contains these values, is another.
     """
 
     def __init__(self, action_shape: tuple[int, ...]):
         self._action_shape = action_shape
-        self._text = b""  # a digest of the text of the last program, which has all constants
-        self._program: Any = None
+        self._act: list[Any] = []  # what the last program reads if JAX traces it again
+        self._program, self._digest = None, None
 
     def __call__(self, act: Callable[..., Any]) -> Callable[[np.ndarray, np.ndarray, Any], np.ndarray]:
         """Return a function of the seeds, the steps and the observations of a batch, whose shapes stay the same."""
         arrays, static = eqx.partition(as_pytree(act), _is_array)
         leaves, structure = jax.tree.flatten(arrays)
-        program = None
+        program: Any = None
 
         def decide(seeds: np.ndarray, steps: np.ndarray, obs: Any) -> np.ndarray:
             nonlocal program
             args = leaves, seeds.astype(np.uint32), steps, obs
             if program is None:
-                program = _program(structure, static, self._action_shape)
-                text = hashlib.sha256(program.lower(*args).as_text().encode()).digest()
-                if text == self._text:
-                    program = self._program
-                self._text, self._program = text, program
+                current = [structure, static]
+                digest = _digest(_batched(current, self._action_shape), args)
+                if digest is None or digest != self._digest:
+                    self._act = current
+                    self._program, self._digest = jax.jit(_batched(current, self._action_shape)), digest
+                self._act[:] = current
+                program = self._program
             return np.asarray(program(*args))
 
         return decide
+
+
+def _digest(function: Callable[..., Array], args: Any) -> bytes | None:
+    """A digest of the program's text; `None` if the text does not contain all that the program depends on."""
+    shapes = jax.eval_shape(lambda *args: args, *args)  # on no device
+    # With unused arguments, so that the text says which leaf is which.
+    text = jax.jit(function, keep_unused=True).lower(*shapes).as_text()
+    inputs = text.partition("@main(")[2].partition(") ->")[0].count("%arg")
+    if inputs != len(jax.tree.leaves(args)) or "callback" in text or "host_transfer" in text:
+        return None  # constants that JAX passes as arguments, or calls of Python
+    return hashlib.sha256(text.encode()).digest()
 
 
 def _is_array(leaf: Any) -> bool:
@@ -120,16 +134,19 @@ def _is_array(leaf: Any) -> bool:
 _ACTOR = "If it is an actor, pass `keyed(actor, shape)`."
 
 
-def _program(structure: Any, static: Any, action_shape: tuple[int, ...]) -> Any:
+def _batched(act: list[Any], action_shape: tuple[int, ...]) -> Callable[..., Array]:
+    """The function of a batch for `act`, which is given by the structure of its arrays and the rest."""
+
     def one(act, seed, step, obs):
         key = jax.random.fold_in(jax.random.key(seed), step)
         return _as_action(call("act", act, obs, key=key, remedy=_ACTOR), action_shape)
 
     def many(leaves, seeds, steps, obs):
-        act = eqx.combine(jax.tree.unflatten(structure, leaves), static)
-        return jax.vmap(functools.partial(one, act))(seeds, steps, obs)
+        structure, static = act
+        bound = eqx.combine(jax.tree.unflatten(structure, leaves), static)
+        return jax.vmap(functools.partial(one, bound))(seeds, steps, obs)
 
-    return jax.jit(many, keep_unused=True)  # so that the text says which leaf is which
+    return many
 
 
 def _as_action(action: Any, shape: tuple[int, ...]) -> Array:
