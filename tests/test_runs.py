@@ -256,6 +256,8 @@ def test_what_a_killed_process_has_left_is_removed_before_anything_is_written(fo
     with Run(folder, {"seed": 0}) as run:
         run.log(25, {"td": 25})
         assert not partial.exists()
+        partial.mkdir()  # which could not be removed
+        run.save(25, LATER)
 
 
 def test_a_checkpoint_that_fails_leaves_nothing(folder, monkeypatch):
@@ -327,9 +329,10 @@ def test_a_file_system_without_locks_is_said(folder, monkeypatch):
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr("filelock.FileLock.acquire", fail)
-    with pytest.warns(UserWarning, match=r"run cannot be locked \(.*No locks available\)"):
+    with pytest.warns(UserWarning, match=r"run cannot be locked \(.*No locks available\)") as told:
         run = Run(folder, {"seed": 0})
     run.close()
+    assert told[0].filename == __file__
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints", "tensorboard"])
@@ -392,7 +395,7 @@ def test_other_settings_are_refused(settings, message, folder):
 
 def test_names_with_dots_are_not_nested(tmp_path):
     Run(tmp_path, {"a": {"b": 1}}).close()
-    with pytest.raises(ValueError, match="`settings`"):
+    with pytest.raises(ValueError, match=r"holds a run with \{'a.b': 1\}, not \{\"'a.b'\": 1\}"):
         Run(tmp_path, {"a.b": 1})
 
 

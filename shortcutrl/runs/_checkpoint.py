@@ -100,6 +100,7 @@ def write(folder: Path, step: int, state: Any) -> None:
         raise ValueError(f"`state` must be a pytree of arrays, got {show(state)}.")
     path = _path(folder, step)
     partial = path.with_suffix(".partial")
+    _remove(partial)
     try:
         partial.mkdir(parents=True)
         with (partial / "state.npz").open("wb") as file:

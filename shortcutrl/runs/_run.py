@@ -193,7 +193,8 @@ def _check_same(folder: Any, settings: dict[str, Any]) -> None:
     """The run in the folder was made with these settings."""
     now, was = dict(_flat(settings)), dict(_flat(load_settings(folder)))
     if changed := [name for name in {**was, **now} if name not in was or name not in now or was[name] != now[name]]:
-        before, after = ({".".join(name): each[name] for name in changed if name in each} for each in (was, now))
+        names = {name: ".".join(part if "." not in part else repr(part) for part in name) for name in changed}
+        before, after = ({names[name]: each[name] for name in changed if name in each} for each in (was, now))
         raise ValueError(
             f"`settings`: {folder} holds a run with {before}, not {after}. Choose another folder, or delete it."
         )
