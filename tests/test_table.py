@@ -126,10 +126,12 @@ def test_the_figure_compares_what_the_table_compares(table, monkeypatch, tmp_pat
     assert drawn == [[0, 0], [0, 0]]
 
 
-def test_agents_of_different_settings_are_not_averaged(table, file):
-    rows = [{"method": "x", "task": "a", "seed": seed, "success": [1], "config": {"tau": seed}} for seed in range(2)]
-    file.write_text("\n".join(json.dumps(row) for row in rows))
-    with pytest.raises(ValueError, match=r"agents\.jsonl:2 has another config than other lines of x on a"):
+@pytest.mark.parametrize(("name", "values"), [("config", ({"tau": 0}, {"tau": 1})), ("file", ("ab12", "cd34"))])
+def test_agents_of_different_settings_are_not_averaged(table, file, name, values):
+    shared = {"method": "x", "task": "a", "success": [1]}
+    agents = [{**shared, "seed": seed, name: value} for seed, value in enumerate(values)]
+    file.write_text("\n".join(json.dumps(agent) for agent in agents))
+    with pytest.raises(ValueError, match=rf"agents\.jsonl:2 has another {name} than other lines of x on a"):
         table.read((file,))
 
 
@@ -228,7 +230,7 @@ def test_all_agents_of_an_environment_train_together_once_they_have_reached_the_
 
 @pytest.mark.parametrize("methods", [("iql", "own/iql.py"), ("own/bc.py",), ("a/mine.py", "b/mine.py"), ("bc", "bc")])
 def test_methods_of_one_name_are_refused(run, methods):
-    with pytest.raises(ValueError, match=f"`methods`: another method has the name of {methods[0]}. Rename the file"):
+    with pytest.raises(ValueError, match=f"`methods`: another method has the name of {methods[0]}. Rename"):
         run.check_names(methods)
     run.check_names(("iql", "bc", "own/mine.py", "own/mine.v2.py"))
 

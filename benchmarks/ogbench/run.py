@@ -6,7 +6,8 @@ The same command resumes, and skips agents that are finished; --minutes bounds t
 of a method train in one vmapped program, for all tasks of an environment and all seeds; on CPUs one after the other.
 Each agent has its own folder, so any machine can resume: --episodes 0 only trains, and --minutes 0 only evaluates.
 Several machines that share the folder of the results each train a part of the agents: --share 0/4 is the first of four.
-A method is a name of `shortcutrl.algorithms`, or the path of your own file with the same contract.
+A method is a name of `shortcutrl.algorithms`, or the path of your own file with the same contract. An edited file
+needs another --label.
 
 In a row, `dataset`, `commit` and `device` are those of the training. It took `seconds`, for `together` agents at once.
 """
@@ -48,7 +49,7 @@ def check_names(methods: tuple[str, ...]) -> None:
     own = [module.name for module in iter_modules(algorithms.__path__)]
     for method, stem in zip(methods, stems, strict=True):
         if stems.count(stem) > 1 or (method.endswith(".py") and stem in own):
-            raise ValueError(f"`methods`: another method has the name of {method}. Rename the file.")
+            raise ValueError(f"`methods`: another method has the name of {method}. Rename the file, or name it once.")
 
 
 def table_name(args: Args) -> str:

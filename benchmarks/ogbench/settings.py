@@ -41,6 +41,7 @@ class Args:
     processes: int | None = None  # that hold the environments
 
 
+@functools.cache  # the same classes for every agent
 def load(method: str) -> ModuleType:
     """An algorithm of the library by its name, or a user's file by its path."""
     if method.endswith(".py"):
