@@ -52,7 +52,7 @@ class Args:
     max_jumps: int = 8  # M_BTT, the largest number of jumps that Q is maximised through
     q_weight: float = 100.0  # weight of maximising Q; 0 is behaviour cloning
     flow_matching_weight: float = 10.0  # weight of imitating the dataset with the smallest jumps
-    self_consistency_weight: float = 10.0  # weight of landing with one jump where two half-jumps land
+    self_consistency_weight: float = 10.0  # weight of landing with one jump where two jumps of half the size land
     discount: float = 0.99  # discount of the rewards, gamma
     tau: float = 0.005  # how far the target networks move at each update
     aggregate: Literal["min", "mean"] = "mean"  # how the TD target combines the target critics

@@ -25,7 +25,7 @@ def encoded(function: Any, obs: Obs) -> Obs:
         return obs
     try:
         made = function.encode(obs)
-    except Exception:  # it encodes something else; if it fails on observations, so does the network's own call
+    except Exception:  # it encodes something else, or the network's own call will fail, too
         return obs
     return made if isinstance(made, Features) else obs
 

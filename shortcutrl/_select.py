@@ -72,7 +72,8 @@ def bon_select(
     except (TypeError, ValueError) as error:
         if type(error) not in (TypeError, ValueError) or any(row.ndim > 1 for row in jax.tree.leaves(rows)):
             raise
-        raise type(error)(f"`noise` must have one row for each candidate, got {show(noise)}. Then: {error}") from error
+        text = f"`noise` must have one row for each candidate, got {show(noise)}. The error was: {error}"
+        raise type(error)(text) from error
     q = jax.vmap(lambda action: q_of("critic", critic, obs, action, aggregate))(candidates)
     numbers = jnp.maximum(q, jnp.finfo(q.dtype).min)  # -inf is a number too, and beats NaN
     best = jnp.argmax(jnp.where(jnp.isnan(q), -jnp.inf, numbers))

@@ -551,6 +551,12 @@ KINDS = {
         "complex",
         "real number",
     ),
+    "a span of time as the reward": (
+        lambda: bellman_target(STEP._replace(reward=np.array(1, "timedelta64[s]")), 1.0, discount=0.9),
+        "`transition.reward`",
+        "timedelta64",
+        "real number",
+    ),
     "a date as the mask": (
         lambda: bellman_target(STEP._replace(mask=DATES[0]), 1.0, discount=0.9),
         "`transition.mask`",
@@ -613,7 +619,7 @@ KINDS = {
         lambda: sorl.actor(sorl.init((policy, blind), **OPTIONS), config=OPTIONS["config"], n=4)(BATCH.obs[0], X),
         "`noise`",
         "[2]",
-        "one row for each candidate",
+        "one row for each candidate, got float32[2]. The error was",
     ),
     "a shape that is a number": (lambda: draw_flow_matching(KEY, num_steps=2, shape=4), "`shape`", "4", "a tuple"),
     "a level that is text": (
@@ -669,6 +675,7 @@ RETURNS = {
     "text": (lambda *args: np.array(["1", "2"]), "<U1[2]"),
     "objects": (lambda *args: OBJECTS, "object[2]"),
     "dates": (lambda *args: DATES, "datetime64[D][2]"),
+    "spans of time": (lambda *args: DATES - DATES, "timedelta64[D][2]"),
     "a masked array": (lambda *args: MASKED, "masked"),
     "a list": (lambda *args: [1.0, 2.0], "[1.0, 2.0]"),
     "a pair": (lambda *args: (X, X), "(Array"),
