@@ -86,7 +86,7 @@ def _apply(updates: Any, network: Any) -> Any:
 
 
 def start(kind: Any, state: Any, networks: Any, optimizers: Any, **others: Any) -> Any:
-    """A new `state`, by the names of its fields: copies of the networks, their averages, and optimizers' states."""
+    """A new `state`, by the names of its fields: copies of the networks, target networks, and optimizers' states."""
     networks, optimizers = _as_group(kind, "networks", networks), _as_optimizers(kind, optimizers)
     fields: dict[str, Any] = {}
     for name, network in networks._asdict().items():
