@@ -31,7 +31,7 @@ def at_drawn(
     params, static = eqx.partition(learners, eqx.is_inexact_array)
     branches = [lambda params, each=each: loss(*eqx.combine(params, static), each) for each in allowed]
     gradients = [jax.value_and_grad(branch, has_aux=True) for branch in branches]
-    index = jnp.searchsorted(jnp.array(allowed), k)
+    index = jnp.sum(jnp.array(allowed) < k)
     # In `shard_map`, parameters must vary over devices as the loss does, so that the branches do not sum gradients.
     like = jax.lax.stop_gradient(branches[0](fixed(params))[0])
     zero = jnp.where(like == like, 0, 0)
