@@ -109,8 +109,7 @@ def draw_self_consistency(
     if num_steps == 1:
         raise ValueError("`num_steps` must be at least 2, got 1: the only jump has no trained half.")
     step_key, start_key = jax.random.split(key)
-    steps = jnp.array([0.5**i for i in range(num_steps.bit_length() - 1)], jnp.float32)  # exp2 would round
-    h = steps[jax.random.randint(step_key, shape, 0, len(steps))]
+    h = jnp.ldexp(jnp.float32(1), -jax.random.randint(step_key, shape, 0, num_steps.bit_length() - 1))  # exact
     return _draw_start(start_key, h), h
 
 

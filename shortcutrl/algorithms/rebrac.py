@@ -18,6 +18,7 @@ from shortcutrl import _contract, _training, nn
 from shortcutrl._actors import clipped, noiseless
 from shortcutrl._call import ensemble_of
 from shortcutrl._improve import q_loss
+from shortcutrl._sharding import split_like
 from shortcutrl._typed import typed
 from shortcutrl._types import Actor, Encoder, Integer, Number, Scalar, Transition
 from shortcutrl._value import td_loss
@@ -210,7 +211,7 @@ def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
         assert rebrac.draw(jax.random.key(0), batch).target_noise.shape == (8, 2)
         ```
     """
-    return Draws(jax.random.normal(key, batch.action.shape, batch.action.dtype))
+    return split_like(batch, Draws(jax.random.normal(key, batch.action.shape, batch.action.dtype)))
 
 
 @_contract.checked(Networks, draw)
