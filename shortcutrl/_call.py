@@ -100,7 +100,7 @@ def call(name: str, function: Callable[..., Any], *args: Any, remedy: str = _ORD
         except (TypeError, ValueError) as mismatch:
             given = "1 positional argument" if len(args) == 1 else f"{len(args)} positional arguments"
             named = "".join(f" and `{keyword}`" for keyword in keywords)
-            remedy = _SEES_K if "k" in keywords else remedy
+            remedy = _SEES_K if "keyword argument 'k'" in str(mismatch) else remedy
             raise TypeError(f"`{name}` cannot be called with {given}{named} ({mismatch}). {remedy}") from error
         raise
 

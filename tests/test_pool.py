@@ -481,7 +481,11 @@ def test_environments_of_a_pool_have_the_same_spaces():
         (lambda obs, key: "left", TypeError, "`act` must return one array of real numbers, the action, got 'left'"),
         (lambda obs, key: jnp.zeros(2, complex), TypeError, "`act` must return one array of real numbers"),
         (lambda obs, key: jnp.zeros(2, bool), TypeError, "`act` must return one array of real numbers"),
-        (lambda obs, key: jnp.zeros(3), ValueError, r"`act` must return an action of shape \(2,\).*got \(3,\)"),
+        (
+            lambda obs, key: jnp.zeros(3),
+            ValueError,
+            r"`act` must return an action of shape \(2,\).*got \(3,\).*`ChunkedActions`",
+        ),
         (lambda obs, key: jnp.zeros((1, 2)), ValueError, r"`act` must return .* got \(1, 2\).*one unbatched obs"),
         (
             lambda obs, noise: noise,
@@ -492,7 +496,11 @@ def test_environments_of_a_pool_have_the_same_spaces():
         (print, TypeError, "`act` cannot be called with 1 positional argument and `key`"),
         (int, TypeError, "`act` must be a function, got the class `int`"),
         (Countdown, TypeError, "`act` must be a function, got the class `Countdown`"),
-        (partial(partial(rollout_k, None), k=1), TypeError, r"`act` cannot be called.*\(missing .* 'noise'\)"),
+        (
+            partial(partial(rollout_k, None), k=1),
+            TypeError,
+            r"`act` cannot be called.*\(missing .* 'noise'\). If it is an actor, pass `keyed\(actor, shape\)`",
+        ),
         (keyed(lambda obs: obs, (2,)), TypeError, r"`actor` cannot be called with 2 .* \(too many pos"),
         (keyed(print, (2,)), TypeError, "`act` must return one array of real numbers, the action, got None"),
         (lambda obs, key: obs + int(None), TypeError, r"^int\(\) argument must be"),

@@ -158,6 +158,6 @@ def _as_action(action: Any, shape: tuple[int, ...]) -> Array:
     if action.shape != shape:
         raise ValueError(
             f"`act` must return an action of shape {shape}, as the environment's, got {action.shape}. It gets one "
-            "unbatched observation."
+            "unbatched observation. A policy of chunks needs `ChunkedActions` around the environment."
         )
     return jnp.asarray(action)
