@@ -253,7 +253,7 @@ BAD_KINDS = {
         "`observations` must be an array or a",
     ),
     "an iterator": (fields(observations=iter([1.0])), "`observations` must be an array"),
-    "an unknown name": (fields(timeout=np.ones(4)), "`timeout` is not an argument of `from_arrays`"),
+    "an unknown name": (fields(timeout=np.ones(4)), "`timeout` is not an argument of .* `terminals` and `timeouts`"),
     "a range that is no pair": (fields(action_range=1.0), "`action_range` must be .*got 1.0"),
     "a range of text": (fields(action_range=("-1", "1")), "`action_range` must be"),
     "a range of text in a list": (fields(action_range=["-1", "1"]), "`action_range` must be two numbers or two arrays"),
@@ -326,11 +326,18 @@ LOW, HIGH = np.float32([-1, -2]), np.float32([1, 2])
 
 
 def test_the_bounds_of_a_box_are_bounds_of_each_dimension():
-    action = np.full((4, 2), (1.0, 2.0))
-    assert data.from_arrays(**fields(actions=action, action_range=(LOW, HIGH))).action[0].tolist() == [1, 2]
     for range_ in [(LOW, HIGH), [LOW.tolist(), HIGH.tolist()], (jnp.asarray(LOW), jnp.asarray(HIGH))]:
         with pytest.raises(ValueError, match=r"`actions\[0, 0\]` = 1.5 lies outside .*\[-1.0, -2.0\] to .* \(4"):
             data.from_arrays(**fields(actions=np.full((4, 2), (1.5, 2.0)), action_range=range_))
+
+
+def test_actions_that_policies_do_not_reach_are_told():
+    action = np.full((4, 2), (1.0, 2.0))
+    with pytest.warns(UserWarning, match=r"`actions` reach 2, but .*`rescale=True`") as told:
+        dataset = data.from_arrays(**fields(actions=action, action_range=(LOW, HIGH)))
+    assert dataset.action[0].tolist() == [1, 2]
+    assert told[0].filename == __file__
+    data.from_arrays(**fields(actions=action / 2, action_range=(LOW, HIGH)))
 
 
 def test_actions_are_rescaled_on_request():
@@ -341,9 +348,9 @@ def test_actions_are_rescaled_on_request():
 
 @pytest.mark.parametrize("infinite", [np.inf, np.full(2, np.inf)], ids=["numbers", "arrays"])
 def test_actions_without_bounds_are_taken(infinite):
-    assert (
-        data.from_arrays(**fields(actions=np.full((4, 2), 1e9), action_range=(-infinite, infinite))).action.min() > 9e8
-    )
+    arrays = fields(actions=np.full((4, 2), 1e9), action_range=(-infinite, infinite))
+    with pytest.warns(UserWarning, match=r"`actions` reach 1e\+09"):
+        assert data.from_arrays(**arrays).action.min() > 9e8
 
 
 def test_the_rounding_of_an_action_at_the_end_of_its_range_is_no_error():

@@ -1,5 +1,6 @@
 """A dataset: transitions in the order in which they happened, with each observation stored once."""
 
+import warnings
 from typing import Any, NamedTuple
 
 import jax
@@ -78,7 +79,8 @@ def from_arrays(
       after a step is that of the next row, and a row that ends an episode by a timeout is never sampled.
     - `action_range`: `(low, high)`, two numbers or two arrays of shape `(action,)`.
     - `rescale`: whether to map the actions from `action_range` to [-1, 1], by
-      [`ActionScale`][shortcutrl.data.ActionScale].
+      [`ActionScale`][shortcutrl.data.ActionScale]. If you do not, and actions lie outside [-1, 1], a warning says that
+      policies do not reach them: `clip` of the algorithms is [-1, 1] by default.
     - `ignored`: D4RL's `infos/...` and `metadata/...`. Other names are refused.
 
     **Returns:** the [`Dataset`][shortcutrl.data.Dataset].
@@ -106,7 +108,10 @@ def from_arrays(
         ```
     """
     if unknown := [name for name in ignored if not name.startswith(("infos/", "metadata/"))]:
-        raise TypeError(f"`{unknown[0]}` is not an argument of `from_arrays`. Leave it out, or see its documentation.")
+        raise TypeError(
+            f"`{unknown[0]}` is not an argument of `from_arrays`. Leave it out. Ends of episodes are `terminals` and "
+            "`timeouts`."
+        )
     terminals = _either("terminals", terminals, "terminations", terminations, required=True)
     timeouts = _either("timeouts", timeouts, "truncations", truncations, required=False)
     reward = as_float32("rewards", rewards, rank=1)
@@ -163,4 +168,12 @@ def _in_range(action: np.ndarray, action_range: tuple[Bound, Bound] | list[Any],
     why = f"lies outside `action_range`, {low.tolist()} to {high.tolist()}"
     remedy = " Pass `action_range=(low, high)`, and `rescale=True` to train in [-1, 1]."
     refuse("actions", action, (action < low) | (action > high), why, remedy)
-    return np.asarray(ActionScale(low, high).to_unit(action)) if rescale else action
+    if rescale:
+        return np.asarray(ActionScale(low, high).to_unit(action))
+    if (largest := np.abs(action).max()) > 1:
+        warnings.warn(
+            f"`actions` reach {largest:g}, but policies act in [-1, 1] by default. Pass `rescale=True`, or train with "
+            "another `clip`.",
+            stacklevel=6,  # the caller of the function that `typed` wraps
+        )
+    return action
