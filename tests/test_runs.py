@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shortcutrl import sorl
 from shortcutrl.runs import Run, append_row, load_checkpoint, load_settings, read_rows
 
 STATE = {"a": jnp.arange(3.0), "b": jnp.ones((2, 2), jnp.float32)}
@@ -376,6 +377,16 @@ def test_settings(folder):
     assert load_settings(folder) == {"seed": 0}
     with Run(folder, {"seed": np.int64(0)}):
         pass
+
+
+def test_a_config_and_arrays_are_settings(tmp_path):
+    config = sorl.Config(q_weight=3.0)
+    with Run(tmp_path, {"config": config, "mean": np.ones(2)}):
+        settings = load_settings(tmp_path)
+    assert sorl.Config(**settings["config"]) == config
+    assert settings["mean"] == [1, 1]
+    with pytest.raises(TypeError, match=r"`settings` must hold what JSON can keep: .* is a type"):
+        Run(tmp_path / "other", {"config": sorl.Config})
 
 
 @pytest.mark.parametrize(

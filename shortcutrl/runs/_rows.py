@@ -1,5 +1,6 @@
 """The text files of a run: `settings.json`, and tables of one JSON object a line."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -122,11 +123,11 @@ def table_path(folder: str | os.PathLike[str], name: str) -> Path:
 
 
 def as_json(name: str, values: dict[Any, Any], **options: Any) -> str:
-    """A JSON object; arrays become lists."""
+    """A JSON object; arrays become lists, and dataclasses dictionaries."""
     if unnamed := [key for key in values if not isinstance(key, str)]:
         raise TypeError(f"`{name}` must have text as its names, got {show(unnamed[0])}.")
     try:
-        return json.dumps(dict(values), default=_as_list, **options)
+        return json.dumps(dict(values), default=_plain, **options)
     except (TypeError, ValueError, RecursionError) as error:
         raise TypeError(f"`{name}` must hold what JSON can keep: {error}. Convert it to numbers or text.") from error
 
@@ -138,7 +139,9 @@ def write_whole(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def _as_list(value: Any) -> Any:
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
     if isinstance(value, jax.Array | np.ndarray | np.generic):
         return np.asarray(value).tolist()
     raise TypeError(f"{show(value)} is a {type(value).__name__}")

@@ -32,7 +32,8 @@ class Run:
     **Arguments:**
 
     - `folder`: is made if it does not exist.
-    - `settings`: all that the result depends on: names and values that JSON can keep.
+    - `settings`: all that the result depends on: names and values that JSON can keep, arrays, and dataclasses such as a
+      `Config`.
     - `logger`: `logger(step, values)`, called at each [`log`][shortcutrl.runs.Run.log]: for Weights & Biases,
       `lambda step, values: wandb.log(values, step=step)`. A run that resumes logs the steps after its last checkpoint
       again.
