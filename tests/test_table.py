@@ -231,8 +231,20 @@ def test_all_agents_of_an_environment_train_together_once_they_have_reached_the_
 @pytest.mark.parametrize("methods", [("iql", "own/iql.py"), ("own/bc.py",), ("a/mine.py", "b/mine.py"), ("bc", "bc")])
 def test_methods_of_one_name_are_refused(run, methods):
     with pytest.raises(ValueError, match=f"`methods`: another method has the name of {methods[0]}. Rename"):
-        run.check_names(methods)
-    run.check_names(("iql", "bc", "own/mine.py", "own/mine.v2.py"))
+        run.check_names(methods, ())
+    run.check_names(("iql", "bc", "own/mine.py", "own/mine.v2.py"), ("mine.tau=0.01", "mine.v2.tau=0.01"))
+
+
+def test_a_change_of_no_method_is_refused(run):
+    with pytest.raises(ValueError, match=r"`methods`: 'sorll.q_weight=3' changes none of iql, mine"):
+        run.check_names(("iql", "own/mine.py"), ("mine.tau=0.01", "sorll.q_weight=3"))
+
+
+def test_an_actor_that_cannot_act_is_refused_before_the_training(run, tmp_path):
+    args = dataclasses.replace(small(run, tmp_path), act=("iql.kk=4",))
+    with pytest.raises(ValueError, match=r"`act`: the actor of .*iql cannot act with {'kk': 4}: .*'kk'"):
+        run.agents(args, "iql", TASKS, AGENTS[:1], float("inf"))
+    assert not list(tmp_path.rglob("training.jsonl"))
 
 
 def test_agents_of_an_edited_file_are_not_those_of_the_file(run, tmp_path):

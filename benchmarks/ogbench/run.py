@@ -21,13 +21,12 @@ from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from pkgutil import iter_modules
-from types import ModuleType
 from typing import Any
 
 import jax
 import tyro
 from settings import Args, configure, load, options
-from training import Agent, checksum, load_tasks, restore, train, trained
+from training import Agent, check_actor, checksum, load_tasks, noise_shape, restore, train, trained
 
 from shortcutrl import algorithms
 from shortcutrl.evaluate import EnvPool, Evaluation, evaluate, keyed
@@ -43,13 +42,16 @@ def parse_share(share: str) -> tuple[int, int]:
     return int(which), int(count)
 
 
-def check_names(methods: tuple[str, ...]) -> None:
-    """The name of a file tells its agents from those of other methods."""
+def check_names(methods: tuple[str, ...], changes: tuple[str, ...]) -> None:
+    """The name of a file tells its agents from those of other methods, and each change is of one of the methods."""
     stems = [Path(method).stem for method in methods]
     own = [module.name for module in iter_modules(algorithms.__path__)]
     for method, stem in zip(methods, stems, strict=True):
         if stems.count(stem) > 1 or (method.endswith(".py") and stem in own):
             raise ValueError(f"`methods`: another method has the name of {method}. Rename the file, or name it once.")
+    for change in changes:
+        if change.partition("=")[0].rpartition(".")[0] not in stems:
+            raise ValueError(f"`methods`: {change!r} changes none of {', '.join(stems)}.")
 
 
 def table_name(args: Args) -> str:
@@ -71,12 +73,6 @@ def check_same(args: Args, key: tuple[str, str, int], settings: dict[str, Any], 
     was, now = ({name: each.get(name) for name in changed} for each in (row, settings))
     if changed:
         raise ValueError(f"`label`: {args.out} has an agent {key} with {was}, not {now}. Choose another label.")
-
-
-def noise_shape(module: ModuleType, config: Any, size: int, chosen: dict[str, Any]) -> tuple[int, ...]:
-    """The shape of the noise of the method's actor: its own `noise_shape`, or that of one action."""
-    shape = getattr(module, "noise_shape", None)
-    return (size,) if shape is None else shape(size, config=config, **chosen)
 
 
 def agents(args: Args, method: str, names: tuple[str, ...], mine: list[tuple[str, int]], end: float) -> int:
@@ -101,6 +97,7 @@ def agents(args: Args, method: str, names: tuple[str, ...], mine: list[tuple[str
         ]
         while (left := [agent for agent in missing if agent.run.step < args.updates]) and time.monotonic() < end:
             tasks, least = load_tasks(names, args.data_episodes), min(agent.run.step for agent in left)
+            check_actor(args, module, config, tasks[names[0]].dataset, chosen)
             group = [agent for agent in left if agent.run.step == least]
             # Up to the update that others have reached: from there on, they train together.
             until = min((agent.run.step for agent in left if agent.run.step > least), default=args.updates)
@@ -129,7 +126,8 @@ def main() -> None:
     try:
         for method, name in itertools.product(args.methods, args.tasks):  # before anything is trained
             configure(args, load(method), method, name)
-        check_names(args.methods)
+            options(args.act, method, "act")
+        check_names(args.methods, args.set + args.act)
         which, count = parse_share(args.share)
         args.out.mkdir(parents=True, exist_ok=True)
         every = list(itertools.product(args.tasks, args.methods, range(args.seeds)))

@@ -41,11 +41,35 @@ def sampling(args: Args, config: Any) -> dict[str, Any]:
     return {"n_step": args.n_step, "discount": getattr(config, "discount", 0.99)}
 
 
+def initial(args: Args, module: ModuleType, config: Any, dataset: data.Dataset, seed: int) -> Any:
+    example = data.sample(dataset, jax.random.key(0), batch_size=1, **sampling(args, config))
+    networks = module.networks(example, width=args.width, depth=args.depth, key=jax.random.key(seed))
+    return module.init(networks, config=config, optimizers=optimizers(args, module))
+
+
 def restore(args: Args, module: ModuleType, config: Any, dataset: data.Dataset, agent: Agent) -> Any:
     """The state of the last checkpoint, or the initial one."""
-    example = data.sample(dataset, jax.random.key(0), batch_size=1, **sampling(args, config))
-    networks = module.networks(example, width=args.width, depth=args.depth, key=jax.random.key(agent.seed))
-    return agent.run.restore(module.init(networks, config=config, optimizers=optimizers(args, module)))
+    return agent.run.restore(initial(args, module, config, dataset, agent.seed))
+
+
+def noise_shape(module: ModuleType, config: Any, size: int, chosen: dict[str, Any]) -> tuple[int, ...]:
+    """The shape of the noise of the method's actor: its own `noise_shape`, or that of one action."""
+    shape = getattr(module, "noise_shape", None)
+    return (size,) if shape is None else shape(size, config=config, **chosen)
+
+
+def check_actor(args: Args, module: ModuleType, config: Any, dataset: data.Dataset, chosen: dict[str, Any]) -> None:
+    """The method's actor can act with the chosen options, which nothing needs before the end of the training."""
+    state = initial(args, module, config, dataset, 0)
+
+    def act(obs: Any) -> Any:
+        noise = jnp.zeros(noise_shape(module, config, dataset.action.shape[-1], chosen))
+        return module.actor(state, config=config, **chosen)(obs, noise)
+
+    try:
+        jax.eval_shape(act, jax.tree.map(lambda leaf: leaf[0], dataset.obs))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`act`: the actor of {module.__name__} cannot act with {chosen}: {error}") from error
 
 
 @functools.cache  # compiled once for all agents that train one after the other
