@@ -1,5 +1,6 @@
 """What the algorithms share: networks that `jit` can carry, optimizers, moving averages, and terms of losses."""
 
+import copy
 from functools import partial
 from typing import Any
 
@@ -18,10 +19,20 @@ from shortcutrl._value import bellman_target, expectile_loss, td_loss
 
 
 class _Carried(eqx.Module):
-    """A network with leaves that are not arrays, such as activation functions, in a form that `jit` can carry."""
+    """A network with leaves that are not arrays, such as activation functions, in a form that `jit` can carry.
+
+    Copies share what is static, because Python's copies and pickles of JAX's structures are not equal to them.
+    """
 
     arrays: list[Array | None]
     static: Any = eqx.field(static=True)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return _Carried(copy.deepcopy(self.arrays, memo), self.static)
+
+    def __reduce__(self) -> Any:
+        leaves, structure = self.static
+        return _unpickled, (self.arrays, leaves, jax.tree.unflatten(structure, range(len(leaves))))
 
     def unwrap(self) -> Any:
         """The network in the form in which the user made it."""
@@ -34,6 +45,10 @@ class _Carried(eqx.Module):
 
     def encode(self, obs: Any) -> Any:
         return encoded(self.unwrap(), obs)
+
+
+def _unpickled(arrays: list[Array | None], leaves: tuple[Any, ...], network: Any) -> _Carried:
+    return _Carried(arrays, (leaves, jax.tree.structure(network)))
 
 
 def _as_carried(name: str, network: Any) -> Any:
@@ -116,7 +131,7 @@ def step(kind: Any, state: Any, optimizers: Any, **grads: Any) -> Any:
 
 def _alike(one: Any, other: Any) -> bool:
     """The same structure, and arrays of the same shapes."""
-    shapes = [[jnp.shape(leaf) for leaf in jax.tree.leaves(tree) if hasattr(leaf, "shape")] for tree in (one, other)]
+    shapes = [[getattr(leaf, "shape", ()) for leaf in jax.tree.leaves(tree)] for tree in (one, other)]
     return jax.tree.structure(one) == jax.tree.structure(other) and shapes[0] == shapes[1]
 
 
