@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from shortcutrl import _checks
 from shortcutrl._call import encoded, like_x, value_of
+from shortcutrl._step import is_long
 from shortcutrl._typed import typed
 from shortcutrl._types import Action, ActionLike, Clip, Integer, Obs, Scalar, ScalarLike
 
@@ -256,7 +257,7 @@ def ddpm_sample(
         return (x if bounds is None else jnp.clip(x, *bounds)), None
 
     each = times[:-1], rows, scale, weight, jnp.sqrt(beta)
-    if steps > 8:  # a loop of many steps is long to compile
+    if is_long(steps):
         return jax.lax.scan(step, x, each, unroll=8)[0]
     for at in zip(*each, strict=True):
         x, _ = step(x, at)

@@ -102,8 +102,7 @@ def rollout_k(
         return shortcut_step(velocity, obs, x, t, 1 / k)
 
     action = noise
-    short = k <= (8 if isinstance(noise, Tracer) else 128)
-    if short and not remat:  # the compiler fuses across jumps; eagerly, a scan would compile each time
+    if not remat and not is_long(k):  # the compiler fuses across jumps
         for i in range(k):
             action = jump(action, i / k)
     else:  # with `remat` jumps must not stand side by side, because the compiler would merge what they repeat
@@ -111,6 +110,12 @@ def rollout_k(
         times = jnp.arange(k, dtype=noise.dtype) / k
         action, _ = jax.lax.scan(lambda x, t: (once(x, t), None), noise, times, unroll=unroll)
     return action if bounds is None else jnp.clip(action, *bounds)
+
+
+def is_long(steps: int) -> bool:
+    """Whether a loop of so many steps should be a scan, which compiles sooner, but outside of `jit` at every call."""
+    compiling = isinstance(jnp.zeros(()), Tracer)  # in an eager `vmap` or `grad`, arguments are traced, and this is not
+    return steps > (8 if compiling else 128)
 
 
 @typed

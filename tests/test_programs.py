@@ -12,7 +12,7 @@ import optax
 import pytest
 from algorithms import transitions as random_batch
 
-from shortcutrl import nn, q_loss, rollout_k, sorl
+from shortcutrl import bon_select, ddpm_sample, nn, q_loss, rebrac, rollout_k, sorl, vp_schedule
 
 CONFIG = sorl.Config(num_steps=2, max_jumps=2, tau=0.1, q_weight=1.0)
 OPTIONS = {"config": CONFIG, "optimizers": sorl.Networks(optax.adam(1e-2), optax.adam(1e-2))}
@@ -139,17 +139,45 @@ def test_acting_copies_no_weights(transposed):
 # ------------------------------------------------------------------------------------ compilations
 
 
-def test_a_rollout_outside_of_jit_compiles_once():
-    policy = nn.ShortcutPolicy(3, 2, width=8, depth=1, key=jax.random.key(0))
+def rollout(noise):
+    return rollout_k(start(jax.random.key(0)).policy, jnp.ones(3), noise, k=16)
+
+
+def best_of_two(noise):
+    return bon_select(lambda _, noise: rollout(noise), lambda _, action: action[:1], None, jnp.stack([noise, noise]))
+
+
+def denoise(noise):
+    return ddpm_sample(lambda obs, x, t: x, None, jnp.stack([noise] * 10), steps=10, schedule=vp_schedule)
+
+
+def update_rebrac(noise):
+    batch, options = random_batch(), {"config": rebrac.Config(), "optimizers": rebrac.OPTIMIZERS}
+    state = rebrac.init(rebrac.networks(batch, width=8, depth=1, key=jax.random.key(0)), **options)
+    return rebrac.update(state, batch._replace(action=jnp.tile(noise, (4, 1))), **options, key=jax.random.key(0))
+
+
+EAGER = {
+    "jumps": rollout,
+    "jumps of a batch": lambda noise: jax.vmap(rollout)(jnp.stack([noise, noise])),
+    "the gradient of jumps": lambda noise: jax.grad(lambda noise: rollout(noise).sum())(noise),
+    "the best of two": best_of_two,
+    "denoising": denoise,
+    "an update of rebrac": update_rebrac,
+}
+
+
+@pytest.mark.parametrize("call", EAGER.values(), ids=EAGER.keys())
+def test_outside_of_jit_a_call_compiles_once(call):
     compilations = []
     listen = lambda event, *_, **__: "backend_compile" in event and compilations.append(event)
     jax.monitoring.register_event_duration_secs_listener(listen)
     jax.jit(lambda x: x + 1.2345)(1.0)
     heard = len(compilations)
     assert heard > 0
-    rollout_k(policy, jnp.ones(3), jnp.ones(2), k=8)
+    call(jnp.ones(2))
     before = len(compilations)
-    rollout_k(policy, jnp.ones(3), jnp.zeros(2), k=8)
+    call(jnp.zeros(2))
     assert len(compilations) == before
 
 

@@ -12,6 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from shortcutrl import _contract, _training, nn
@@ -357,7 +358,10 @@ def update(
     def step_critic():
         return _training.step(Networks, state, optimizers, critic=critic_grads), (jnp.zeros_like(td),) * 2
 
-    state, terms = jax.lax.cond(move, step_both, step_critic)
+    if isinstance(move, Tracer):
+        state, terms = jax.lax.cond(move, step_both, step_critic)
+    else:  # `cond` would compile at every call
+        state, terms = step_both() if move else step_critic()
     return state._replace(updates=count), Info(td, q, move.astype(td.dtype), *terms)
 
 
