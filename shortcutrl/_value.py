@@ -226,7 +226,7 @@ def expectile_loss(value: Value, obs: Obs, q: ScalarLike, *, expectile: ScalarLi
     _checks.check_range("expectile", expectile, 0, 1)
     v = value_of("value", value, obs)
     difference = jax.lax.stop_gradient(jnp.asarray(q, v.dtype)) - v
-    weight = jnp.abs(jnp.asarray(expectile, v.dtype) - (difference < 0))
+    weight = jnp.abs(jnp.asarray(expectile, v.dtype) - (difference < 0).astype(v.dtype))
     return weight * jnp.square(difference)
 
 

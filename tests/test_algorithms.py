@@ -1,6 +1,7 @@
 """The contract of every algorithm; an algorithm that is added is found by its file and tested without edits here."""
 
 import ast
+import copy
 import dataclasses
 import functools
 import inspect
@@ -10,6 +11,7 @@ import pickle
 from functools import partial
 from typing import Literal, get_args, get_origin
 
+import cloudpickle
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -478,6 +480,34 @@ def test_an_optimizer_that_needs_more_than_gradients_is_refused(module):
         with pytest.raises(ValueError, match=rf"`optimizers\.{name}` is not supported") as error:
             module.init(networks(module), config=small(module), optimizers=group)
         assert all(kind in str(error.value) for kind in UNSUPPORTED)
+
+
+@every_algorithm
+def test_states_of_own_networks_are_copied_and_pickled(module):
+    options = {"config": small(module), "optimizers": optimizers(module)}
+    state = module.init(own_networks(module), **options)
+    for again in (copy.deepcopy(state), cloudpickle.loads(cloudpickle.dumps(state))):
+        assert_close(jax.tree.leaves(again), jax.tree.leaves(state))
+        after, _ = jax.eval_shape(lambda state: module.update(state, transitions(), **options, key=KEY), again)
+        assert jax.tree.structure(after) == jax.tree.structure(again)
+    assert jax.tree.structure(copy.deepcopy(state)) == jax.tree.structure(state)
+
+
+@every_algorithm
+def test_dtypes_are_not_promoted_implicitly(module, without_x64):
+    options = {"config": small(module), "optimizers": optimizers(module, optax.sgd(0.1))}
+    state = module.init(networks(module, KEY), **options)
+    with jax.numpy_dtype_promotion("strict"):
+        jax.eval_shape(lambda state: module.update(state, transitions(), **options, key=KEY), state)
+
+
+def test_a_hyperparameter_may_be_set_to_a_number():
+    module = MODULES["bc"]
+    group = optimizers(module, optax.inject_hyperparams(optax.sgd)(0.1))
+    state = module.init(networks(module), config=small(module), optimizers=group)
+    state.policy_opt_state.hyperparams["learning_rate"] = 0.0
+    after, _ = module.update(state, transitions(), config=small(module), optimizers=group, key=KEY)
+    assert not differs(after.policy, state.policy)
 
 
 @every_algorithm

@@ -323,6 +323,16 @@ def test_numpy_integers_are_taken():
     assert data.sample(episodes([9], masks=(1,)), KEY, **sizes, discount=np.float32(0.9)).action.shape == (2, 4)
 
 
+@pytest.mark.parametrize("setting", [jax.disable_jit, partial(jax.numpy_dtype_promotion, "strict")])
+def test_samples_without_jit_or_implicit_promotion_are_the_same(setting, without_x64):
+    plain = jax.tree.map(lambda x: x.astype(np.float32) if x.dtype == float else x, DATASET)
+    for dataset in (plain, plain._replace(next_obs=plain.obs)):
+        draw = partial(data.sample, dataset, KEY, batch_size=3, **OPTIONS)
+        expected = draw()
+        with setting():
+            jax.tree.map(np.testing.assert_array_equal, draw(), expected)
+
+
 def test_samples_inside_scan_and_vmap_are_those_outside():
     draw = partial(data.sample, DATASET, batch_size=3, **OPTIONS)
     keys = jax.random.split(KEY, 4)

@@ -25,7 +25,7 @@ def look_ahead(dataset: Dataset, rows: Array, powers: Array) -> tuple[Array, Arr
     `powers` are those of the discount, from 0 on: one for each step.
     """
     dtype = jnp.promote_types(jnp.promote_types(dataset.reward.dtype, dataset.mask.dtype), jnp.float32)
-    steps, powers = len(powers), powers.astype(dtype)
+    steps, powers = len(powers), jnp.asarray(powers, dtype)
 
     def one(row):
         window = _window(dataset, row, steps)
@@ -58,7 +58,7 @@ def stack(dataset: Dataset, rows: Array, frames: int) -> Obs:
 def stack_after(dataset: Dataset, rows: Array, frames: int) -> Obs:
     """The last `frames` observations up to the successor of each row, as one."""
     if dataset.next_obs is None:
-        return stack(dataset, rows + ~_is_end(dataset, rows), frames)
+        return stack(dataset, rows + (~_is_end(dataset, rows)).astype(rows.dtype), frames)
     index = _history(dataset, rows, frames - 1)
     return jax.tree.map(
         lambda leaf, after: _join(jnp.concatenate([leaf[index], after[rows][:, None]], axis=1)),
@@ -90,7 +90,7 @@ def _count(end: Array, terminal: Array, known: bool) -> Array:
     """The steps of a window up to its first end, without that step if its successor is unknown."""
     first = _first(end | terminal)
     unknown = False if known else jnp.any((jnp.arange(len(end)) == first) & ~terminal)
-    return jnp.minimum(first + 1 - unknown, len(end))
+    return jnp.minimum(first + 1 - jnp.asarray(unknown, first.dtype), len(end))
 
 
 def _flags(dataset: Dataset, row: Array, steps: int) -> tuple[Array, Array]:
@@ -104,7 +104,7 @@ def _window(dataset: Dataset, row: Array, steps: int) -> Array:
 
 
 def _is_end(dataset: Dataset, rows: Array) -> Array:
-    return (dataset.episode_end[rows] != 0) | (rows == len(dataset.reward) - 1)
+    return dataset.episode_end[rows].astype(bool) | (rows == len(dataset.reward) - 1)
 
 
 def _first(flags: Array) -> Array:
