@@ -1,10 +1,13 @@
 """Draws that are split over devices as their batch is."""
 
+from typing import TypeVar
+
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from shortcutrl._typed import T
 from shortcutrl._types import Transition
+
+T = TypeVar("T")
 
 
 def split_like(batch: Transition, draws: T) -> T:

@@ -183,6 +183,7 @@ import inspect, jax, numpy as np
 from functools import partial
 from jax.sharding import PartitionSpec as P
 from algorithms import MODULES, networks, optimizers, small, transitions
+from shortcutrl import data
 
 jax.set_mesh(jax.make_mesh((4,), ("devices",)))
 batch, key = transitions(n=8), jax.random.key(0)
@@ -202,9 +203,15 @@ for name, module in MODULES.items():
     for_each = jax.vmap(lambda state, key: update(state, batch, key=key), in_axes=(None, 0))
     agents, _ = jax.eval_shape(for_each, state, keys)
     assert is_split(agents), name
+
+images = jax.random.normal(key, (8, 6, 6, 3))
+batch = batch._replace(obs=images, next_obs=images)
+both = batch, jax.sharding.reshard(batch, P("devices"))
+jax.tree.map(np.testing.assert_array_equal, *[data.random_crop(each, key) for each in both])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(jax.sharding, "reshard"), reason="in this JAX, explicit axes are experimental")
 def test_updates_can_be_traced_on_a_mesh_of_explicit_axes():
     env = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "PYTHONPATH": str(Path(__file__).parent)}

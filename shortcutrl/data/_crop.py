@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from shortcutrl._checks import as_size, check_leading_axis, check_range
+from shortcutrl._sharding import split_like
 from shortcutrl._typed import show, typed
 from shortcutrl._types import Integer, ScalarLike, Transition
 from shortcutrl.data._arrays import check_alike, check_leaves, path_name
@@ -71,7 +72,7 @@ def random_crop(
         )
     crop_key, move_key = jax.random.split(key)
     move = jax.random.randint(move_key, (size, 2), -padding, padding + 1)
-    move = jnp.where(jax.random.uniform(crop_key) < probability, move, 0)
+    move = split_like(batch, jnp.where(jax.random.uniform(crop_key) < probability, move, 0))
     crop = lambda leaf: jax.vmap(_moved)(leaf, move) if _is_image(leaf) else leaf
     obs, next_obs = jax.tree.map(crop, observations)
     return batch._replace(obs=obs, next_obs=next_obs)
