@@ -14,6 +14,7 @@ import numpy as np
 
 from shortcutrl import _checks
 from shortcutrl._call import call
+from shortcutrl._sharding import split_like
 from shortcutrl._typed import T, show, typed
 from shortcutrl._types import Encoder, Transition
 
@@ -21,7 +22,8 @@ from shortcutrl._types import Encoder, Transition
 def checked(kind: Any, draw: Callable[..., Any] | None = None) -> Callable[[T], T]:
     """`typed` for a function of an algorithm, with checks of the state, the batch and the draws that it is given.
 
-    `kind` names the networks. For a loss, whose first argument is what learns, pass `draw`, which makes its draws.
+    `kind` names the networks. For a loss, whose first argument is what learns, pass `draw`, which makes its draws. They
+    are split over devices as the batch is.
     """
 
     def decorate(function: T) -> T:
@@ -33,9 +35,10 @@ def checked(kind: Any, draw: Callable[..., Any] | None = None) -> Callable[[T], 
         @wraps(function)
         def checked_call(*args, **kwargs):
             try:
-                given = signature.bind(*args, **kwargs).arguments
+                bound = signature.bind(*args, **kwargs)
             except TypeError:
                 return guarded(*args, **kwargs)  # says which arguments there are
+            given = bound.arguments
             if draw is not None:
                 name, learner = next(iter(given.items()))
                 for network in learner if isinstance(learner, tuple) else (learner,):
@@ -49,7 +52,8 @@ def checked(kind: Any, draw: Callable[..., Any] | None = None) -> Callable[[T], 
                 _check_batch(given["batch"], hasattr(given.get("config"), "discount"))
                 if draw is not None:
                     _check_draws(draw, given)
-            return guarded(*args, **kwargs)
+                    given["draws"] = split_like(given["batch"].action, given["draws"])
+            return guarded(*bound.args, **bound.kwargs)
 
         return typing.cast(T, checked_call)
 
@@ -102,7 +106,7 @@ def sizes_of(example: Transition, encoder: Encoder) -> tuple[int, int]:
     _checks.check_numbers("example.obs", obs)
     if action.ndim == 2:
         _checks.check_leading_axis("example", example._replace(reward=None, mask=None, next_obs=None, next_action=None))
-        obs = jax.tree.map(lambda x: x[0], obs)
+        obs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), obs)
     if encoder is not None:
         obs = eqx.filter_eval_shape(partial(call, "encoder", encoder), obs)
     array = isinstance(obs, jax.Array | np.ndarray | jax.ShapeDtypeStruct)

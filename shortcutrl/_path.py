@@ -109,7 +109,10 @@ def draw_self_consistency(
     if num_steps == 1:
         raise ValueError("`num_steps` must be at least 2, got 1: the only jump has no trained half.")
     step_key, start_key = jax.random.split(key)
-    h = jnp.ldexp(jnp.float32(1), -jax.random.randint(step_key, shape, 0, num_steps.bit_length() - 1))  # exact
+    halvings = jax.random.randint(step_key, shape, 0, num_steps.bit_length() - 1)
+    h = jnp.ones(shape, jnp.float32)  # neither exp2, which rounds, nor a table, which JAX cannot map over sharded keys
+    for i in range(num_steps.bit_length() - 2):
+        h = jnp.where(halvings > i, h / 2, h)
     return _draw_start(start_key, h), h
 
 

@@ -1,24 +1,24 @@
-"""Draws that are split over devices as their batch is."""
+"""Arrays that are drawn without a batch, split over devices as the batch is."""
 
 from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
-
-from shortcutrl._types import Transition
+from jaxtyping import Array
 
 T = TypeVar("T")
 
 
-def split_like(batch: Transition, draws: T) -> T:
-    """The draws, with their first axes sharded like the batch's.
+def split_like(array: Array, drawn: T) -> T:
+    """The arrays in `drawn`, with their first axes sharded like that of `array`.
 
-    JAX's types name only the axes of a mesh that are `AxisType.Explicit`, the default of `jax.make_mesh`. It does not
-    map a function over arrays that differ there. XLA splits over other axes by itself.
+    `vmap` refuses arrays that differ there, if the axis of the mesh is `AxisType.Explicit`. Types name only such axes:
+    over others, XLA splits by itself.
     """
-    sharding = jax.typeof(batch.reward).sharding
+    sharding = jax.typeof(array).sharding
     split = sharding.spec[0]
     if split is None:
-        return draws
-    like = lambda leaf: NamedSharding(sharding.mesh, PartitionSpec(split, *[None] * (leaf.ndim - 1)))
-    return jax.tree.map(lambda leaf: jax.sharding.reshard(leaf, like(leaf)) if leaf.ndim else leaf, draws)
+        return drawn
+    like = lambda leaf: NamedSharding(sharding.mesh, PartitionSpec(split, *[None] * (jnp.ndim(leaf) - 1)))
+    return jax.tree.map(lambda leaf: jax.sharding.reshard(leaf, like(leaf)) if jnp.ndim(leaf) else leaf, drawn)

@@ -21,7 +21,7 @@ from shortcutrl._value import bellman_target, expectile_loss, td_loss
 class _Carried(eqx.Module):
     """A network with leaves that are not arrays, such as activation functions, in a form that `jit` can carry.
 
-    Copies share what is static, because Python's copies and pickles of JAX's structures are not equal to them.
+    `copy.deepcopy` shares the static part, so that the copy needs no new program. A pickle makes its structure anew.
     """
 
     arrays: list[Array | None]

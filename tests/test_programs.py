@@ -152,9 +152,12 @@ def denoise(noise):
 
 
 def update_rebrac(noise):
-    batch, options = random_batch(), {"config": rebrac.Config(), "optimizers": rebrac.OPTIMIZERS}
+    batch = random_batch()._replace(action=jnp.tile(noise, (4, 1)))
+    options = {"config": rebrac.Config(), "optimizers": rebrac.OPTIMIZERS}
     state = rebrac.init(rebrac.networks(batch, width=8, depth=1, key=jax.random.key(0)), **options)
-    return rebrac.update(state, batch._replace(action=jnp.tile(noise, (4, 1))), **options, key=jax.random.key(0))
+    for _ in range(2):  # the second one is of the policy, too
+        state, info = rebrac.update(state, batch, **options, key=jax.random.key(0))
+    assert info.policy_moved
 
 
 EAGER = {
@@ -179,6 +182,11 @@ def test_outside_of_jit_a_call_compiles_once(call):
     before = len(compilations)
     call(jnp.zeros(2))
     assert len(compilations) == before
+
+
+@pytest.mark.parametrize("call", [rollout, denoise])
+def test_in_a_program_many_steps_are_a_scan(call):
+    assert " scan[" in str(jax.make_jaxpr(call)(jnp.ones(2)))
 
 
 def test_a_loop_whose_key_changes_its_kind_compiles_twice():

@@ -33,7 +33,6 @@ from shortcutrl._consistency import (
     noise_level,
 )
 from shortcutrl._improve import q_loss
-from shortcutrl._sharding import split_like
 from shortcutrl._typed import typed
 from shortcutrl._types import Actor, Encoder, Integer, Number, Scalar, Transition
 from shortcutrl._value import bellman_target
@@ -243,7 +242,7 @@ def draw(key: PRNGKeyArray, batch: Transition, *, config: Config) -> Draws:
     td_shape = size, int(config.backup_candidates), *q_shape[1:]
     td_noise, q_noise = jax.random.normal(td_key, td_shape, dtype), jax.random.normal(q_key, q_shape, dtype)
     noise = jax.random.normal(noise_key, (size, action), dtype)
-    return split_like(batch, Draws(td_noise, q_noise, noise, jax.random.uniform(level_key, (size,), dtype)))
+    return Draws(td_noise, q_noise, noise, jax.random.uniform(level_key, (size,), dtype))
 
 
 def _actor(policy: Any, config: Config) -> Actor:

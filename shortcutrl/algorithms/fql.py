@@ -17,7 +17,6 @@ from shortcutrl._actors import clipped
 from shortcutrl._call import action_of
 from shortcutrl._flow import flow_matching_loss
 from shortcutrl._improve import distill_loss, q_loss
-from shortcutrl._sharding import split_like
 from shortcutrl._step import rollout_k
 from shortcutrl._typed import typed
 from shortcutrl._types import Actor, Encoder, Integer, Number, Scalar, Transition
@@ -211,8 +210,7 @@ def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
     """
     noise_key, t_key = jax.random.split(key)
     td_noise, noise, flow_noise = jax.random.normal(noise_key, (3, *batch.action.shape), batch.action.dtype)
-    t = jax.random.uniform(t_key, batch.action.shape[:1], batch.action.dtype)
-    return split_like(batch, Draws(td_noise, noise, flow_noise, t))
+    return Draws(td_noise, noise, flow_noise, jax.random.uniform(t_key, batch.action.shape[:1], batch.action.dtype))
 
 
 @_contract.checked(Networks, draw)

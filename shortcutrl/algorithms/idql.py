@@ -23,7 +23,6 @@ from jaxtyping import Array, PRNGKeyArray
 from shortcutrl import _checks, _contract, _training, nn
 from shortcutrl._diffusion import ddpm_sample, denoising_loss, vp_schedule
 from shortcutrl._select import best_of_n
-from shortcutrl._sharding import split_like
 from shortcutrl._typed import typed
 from shortcutrl._types import Actor, Encoder, Integer, Number, Scalar, Transition
 
@@ -221,7 +220,7 @@ def draw(key: PRNGKeyArray, batch: Transition, *, config: Config) -> Draws:
     noise_key, t_key = jax.random.split(key)
     shape, dtype, steps = batch.action.shape, batch.action.dtype, config.denoising_steps
     t = jax.random.randint(t_key, shape[:1], 1, steps + 1).astype(dtype) / steps
-    return split_like(batch, Draws(jax.random.normal(noise_key, shape, dtype), t))
+    return Draws(jax.random.normal(noise_key, shape, dtype), t)
 
 
 @_contract.checked(Networks, draw)

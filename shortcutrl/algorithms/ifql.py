@@ -16,7 +16,6 @@ from jaxtyping import Array, PRNGKeyArray
 from shortcutrl import _checks, _contract, _training, nn
 from shortcutrl._flow import flow_matching_loss
 from shortcutrl._select import best_of_n
-from shortcutrl._sharding import split_like
 from shortcutrl._step import rollout_k
 from shortcutrl._typed import typed
 from shortcutrl._types import Actor, Encoder, Integer, Number, Scalar, Transition
@@ -204,8 +203,7 @@ def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
     """
     noise_key, t_key = jax.random.split(key)
     shape, dtype = batch.action.shape, batch.action.dtype
-    noise, t = jax.random.normal(noise_key, shape, dtype), jax.random.uniform(t_key, shape[:1], dtype)
-    return split_like(batch, Draws(noise, t))
+    return Draws(jax.random.normal(noise_key, shape, dtype), jax.random.uniform(t_key, shape[:1], dtype))
 
 
 @_contract.checked(Networks, draw)

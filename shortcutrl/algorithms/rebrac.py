@@ -19,7 +19,6 @@ from shortcutrl import _contract, _training, nn
 from shortcutrl._actors import clipped, noiseless
 from shortcutrl._call import ensemble_of
 from shortcutrl._improve import q_loss
-from shortcutrl._sharding import split_like
 from shortcutrl._typed import typed
 from shortcutrl._types import Actor, Encoder, Integer, Number, Scalar, Transition
 from shortcutrl._value import td_loss
@@ -212,7 +211,7 @@ def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
         assert rebrac.draw(jax.random.key(0), batch).target_noise.shape == (8, 2)
         ```
     """
-    return split_like(batch, Draws(jax.random.normal(key, batch.action.shape, batch.action.dtype)))
+    return Draws(jax.random.normal(key, batch.action.shape, batch.action.dtype))
 
 
 @_contract.checked(Networks, draw)
@@ -347,7 +346,7 @@ def update(
     """
     args: Any = state, batch, draw(key, batch)
     (td, q), critic_grads = _training.learn(critic_loss)(state.critic, *args, config=config)
-    count = state.updates + 1
+    count = jnp.asarray(state.updates) + 1
     move = count % config.policy_period == 0
 
     def step_both():

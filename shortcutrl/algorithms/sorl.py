@@ -18,7 +18,6 @@ from shortcutrl._flow import flow_matching_loss, self_consistency_loss
 from shortcutrl._improve import q_loss
 from shortcutrl._path import draw_flow_matching, draw_self_consistency
 from shortcutrl._select import best_of_n
-from shortcutrl._sharding import split_like
 from shortcutrl._step import rollout_k
 from shortcutrl._typed import typed
 from shortcutrl._types import Actor, Encoder, Integer, Number, Scalar, Transition
@@ -249,7 +248,7 @@ def draw(key: PRNGKeyArray, batch: Transition, *, config: Config, jumps_key: PRN
     flow_t, _ = draw_flow_matching(flow_key, num_steps=config.num_steps, shape=batch.reward.shape)
     # With M = 1 they are not used.
     times = draw_self_consistency(consistency_key, num_steps=max(config.num_steps, 2), shape=batch.reward.shape)
-    return split_like(batch, Draws(td_k, q_k, td_noise, q_noise, flow_noise, flow_t, noise, times))
+    return Draws(td_k, q_k, td_noise, q_noise, flow_noise, flow_t, noise, times)
 
 
 @_contract.checked(Networks, draw)

@@ -27,7 +27,6 @@ from shortcutrl._actors import clipped, noiseless
 from shortcutrl._call import q_of
 from shortcutrl._diffusion import denoising_loss, score_distillation_loss, vp_schedule
 from shortcutrl._improve import q_loss
-from shortcutrl._sharding import split_like
 from shortcutrl._typed import typed
 from shortcutrl._types import Actor, Encoder, Integer, Number, Scalar, Transition
 
@@ -239,8 +238,9 @@ def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
     shape, dtype = batch.action.shape, batch.action.dtype
     diffusion_noise, policy_noise = jax.random.normal(noise_key, (2, *shape), dtype)
     diffusion_t = jax.random.uniform(diffusion_key, shape[:1], dtype, 0.001, 1.0)
-    policy_t = jax.random.uniform(policy_key, shape[:1], dtype, 0.02, 0.98)
-    return split_like(batch, Draws(diffusion_noise, diffusion_t, policy_noise, policy_t))
+    return Draws(
+        diffusion_noise, diffusion_t, policy_noise, jax.random.uniform(policy_key, shape[:1], dtype, 0.02, 0.98)
+    )
 
 
 @_contract.checked(Networks, draw)

@@ -72,8 +72,8 @@ def random_crop(
         )
     crop_key, move_key = jax.random.split(key)
     move = jax.random.randint(move_key, (size, 2), -padding, padding + 1)
-    move = split_like(batch, jnp.where(jax.random.uniform(crop_key) < probability, move, 0))
-    crop = lambda leaf: jax.vmap(_moved)(leaf, move) if _is_image(leaf) else leaf
+    move = jnp.where(jax.random.uniform(crop_key) < probability, move, 0)
+    crop = lambda leaf: jax.vmap(_moved)(leaf, split_like(leaf, move)) if _is_image(leaf) else leaf
     obs, next_obs = jax.tree.map(crop, observations)
     return batch._replace(obs=obs, next_obs=next_obs)
 
