@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shortcutrl import sorl
+from shortcutrl import nn, sorl
 from shortcutrl.runs import Run, append_row, load_checkpoint, load_settings, read_rows
 
 STATE = {"a": jnp.arange(3.0), "b": jnp.ones((2, 2), jnp.float32)}
@@ -387,6 +387,8 @@ def test_a_config_and_arrays_are_settings(tmp_path):
     assert settings["mean"] == [1, 1]
     with pytest.raises(TypeError, match=r"`settings` must hold what JSON can keep: .* is a type"):
         Run(tmp_path / "other", {"config": sorl.Config})
+    with pytest.raises(TypeError, match="`settings` must hold what JSON can keep"):
+        Run(tmp_path / "other", {"policy": nn.Value(3, width=8, depth=1, key=jax.random.key(0))})
 
 
 @pytest.mark.parametrize(

@@ -109,8 +109,8 @@ def from_arrays(
     """
     if unknown := [name for name in ignored if not name.startswith(("infos/", "metadata/"))]:
         raise TypeError(
-            f"`{unknown[0]}` is not an argument of `from_arrays`. Leave it out. Ends of episodes are `terminals` and "
-            "`timeouts`."
+            f"`{unknown[0]}` is not an argument of `from_arrays`. Leave it out, or rename it: ends of episodes are "
+            "`terminals` and `timeouts`."
         )
     terminals = _either("terminals", terminals, "terminations", terminations, required=True)
     timeouts = _either("timeouts", timeouts, "truncations", truncations, required=False)
@@ -170,7 +170,7 @@ def _in_range(action: np.ndarray, action_range: tuple[Bound, Bound] | list[Any],
     refuse("actions", action, (action < low) | (action > high), why, remedy)
     if rescale:
         return np.asarray(ActionScale(low, high).to_unit(action))
-    if (largest := np.abs(action).max()) > 1:
+    if (largest := np.abs(action).max()) > 1 + 1e-6:  # more than rounding
         warnings.warn(
             f"`actions` reach {largest:g}, but policies act in [-1, 1] by default. Pass `rescale=True`, or train with "
             "another `clip`.",

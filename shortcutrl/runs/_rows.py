@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
 
@@ -52,7 +53,7 @@ def append_row(folder: str | os.PathLike[str], name: str, row: dict[Any, Any]) -
 
     - `folder`: of a [`Run`][shortcutrl.runs.Run].
     - `name`: of the table, such as `"table"`. Letters, digits and underscores.
-    - `row`: values by name: numbers, text, lists and arrays.
+    - `row`: values by name: numbers, text, lists, arrays and dataclasses.
 
     **Returns:** nothing.
 
@@ -140,7 +141,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type | eqx.Module):
         return dataclasses.asdict(value)
     if isinstance(value, jax.Array | np.ndarray | np.generic):
         return np.asarray(value).tolist()
