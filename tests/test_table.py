@@ -231,13 +231,15 @@ def test_all_agents_of_an_environment_train_together_once_they_have_reached_the_
 @pytest.mark.parametrize("methods", [("iql", "own/iql.py"), ("own/bc.py",), ("a/mine.py", "b/mine.py"), ("bc", "bc")])
 def test_methods_of_one_name_are_refused(run, methods):
     with pytest.raises(ValueError, match=f"`methods`: another method has the name of {methods[0]}. Rename"):
-        run.check_names(methods, ())
-    run.check_names(("iql", "bc", "own/mine.py", "own/mine.v2.py"), ("mine.tau=0.01", "mine.v2.tau=0.01"))
+        run.check_names(methods)
+    run.check_names(("iql", "bc", "own/mine.py", "own/mine.v2.py"))
 
 
 def test_a_change_of_no_method_is_refused(run):
-    with pytest.raises(ValueError, match=r"`methods`: 'sorll.q_weight=3' changes none of iql, mine"):
-        run.check_names(("iql", "own/mine.py"), ("mine.tau=0.01", "sorll.q_weight=3"))
+    methods = "iql", "own/mine.py", "own/mine.v2.py"
+    run.check_changes(methods, "set", ("mine.tau=0.01", "mine.v2.tau=0.01"))
+    with pytest.raises(ValueError, match=r"`set`: 'sorll.q_weight=3' changes none of iql, mine, mine.v2"):
+        run.check_changes(methods, "set", ("mine.tau=0.01", "sorll.q_weight=3"))
 
 
 def test_an_actor_that_cannot_act_is_refused_before_the_training(run, tmp_path):

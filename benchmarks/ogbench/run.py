@@ -42,16 +42,21 @@ def parse_share(share: str) -> tuple[int, int]:
     return int(which), int(count)
 
 
-def check_names(methods: tuple[str, ...], changes: tuple[str, ...]) -> None:
-    """The name of a file tells its agents from those of other methods, and each change is of one of the methods."""
+def check_names(methods: tuple[str, ...]) -> None:
+    """The name of a file tells its agents from those of other methods."""
     stems = [Path(method).stem for method in methods]
     own = [module.name for module in iter_modules(algorithms.__path__)]
     for method, stem in zip(methods, stems, strict=True):
         if stems.count(stem) > 1 or (method.endswith(".py") and stem in own):
             raise ValueError(f"`methods`: another method has the name of {method}. Rename the file, or name it once.")
+
+
+def check_changes(methods: tuple[str, ...], flag: str, changes: tuple[str, ...]) -> None:
+    """Each change is of one of the methods."""
+    stems = [Path(method).stem for method in methods]
     for change in changes:
         if change.partition("=")[0].rpartition(".")[0] not in stems:
-            raise ValueError(f"`methods`: {change!r} changes none of {', '.join(stems)}.")
+            raise ValueError(f"`{flag}`: {change!r} changes none of {', '.join(stems)}.")
 
 
 def table_name(args: Args) -> str:
@@ -95,9 +100,10 @@ def agents(args: Args, method: str, names: tuple[str, ...], mine: list[tuple[str
             for task, seed in mine
             if (label, task, seed) not in done
         ]
+        if missing:
+            check_actor(args, module, config, load_tasks(names, args.data_episodes)[names[0]].dataset, chosen)
         while (left := [agent for agent in missing if agent.run.step < args.updates]) and time.monotonic() < end:
             tasks, least = load_tasks(names, args.data_episodes), min(agent.run.step for agent in left)
-            check_actor(args, module, config, tasks[names[0]].dataset, chosen)
             group = [agent for agent in left if agent.run.step == least]
             # Up to the update that others have reached: from there on, they train together.
             until = min((agent.run.step for agent in left if agent.run.step > least), default=args.updates)
@@ -127,7 +133,9 @@ def main() -> None:
         for method, name in itertools.product(args.methods, args.tasks):  # before anything is trained
             configure(args, load(method), method, name)
             options(args.act, method, "act")
-        check_names(args.methods, args.set + args.act)
+        check_names(args.methods)
+        check_changes(args.methods, "set", args.set)
+        check_changes(args.methods, "act", args.act)
         which, count = parse_share(args.share)
         args.out.mkdir(parents=True, exist_ok=True)
         every = list(itertools.product(args.tasks, args.methods, range(args.seeds)))

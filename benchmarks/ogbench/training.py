@@ -59,7 +59,7 @@ def noise_shape(module: ModuleType, config: Any, size: int, chosen: dict[str, An
 
 
 def check_actor(args: Args, module: ModuleType, config: Any, dataset: data.Dataset, chosen: dict[str, Any]) -> None:
-    """The method's actor can act with the chosen options, which nothing needs before the end of the training."""
+    """Check that the actor accepts the options. Otherwise it would fail only after the training."""
     state = initial(args, module, config, dataset, 0)
 
     def act(obs: Any) -> Any:
