@@ -58,7 +58,7 @@ def from_arrays(
     truncations: Any = None,
     next_observations: Obs | None = None,
     action_range: tuple[Bound, Bound] | list[Any] = (-1.0, 1.0),
-    rescale: bool = False,
+    rescale: bool | None = None,
     **ignored: Any,
 ) -> Dataset:
     """Check arrays once, on the host, and make a [`Dataset`][shortcutrl.data.Dataset] of copies on the device.
@@ -79,8 +79,8 @@ def from_arrays(
       after a step is that of the next row, and a row that ends an episode by a timeout is never sampled.
     - `action_range`: `(low, high)`, two numbers or two arrays of shape `(action,)`.
     - `rescale`: whether to map the actions from `action_range` to [-1, 1], by
-      [`ActionScale`][shortcutrl.data.ActionScale]. If you do not, and actions lie outside [-1, 1], a warning says that
-      policies do not reach them: `clip` of the algorithms is [-1, 1] by default.
+      [`ActionScale`][shortcutrl.data.ActionScale]. By default not, with a warning if actions lie outside [-1, 1], the
+      default `clip` of the algorithms: their policies would not reach them. `False` gives no warning.
     - `ignored`: D4RL's `infos/...` and `metadata/...`. Other names are refused.
 
     **Returns:** the [`Dataset`][shortcutrl.data.Dataset].
@@ -159,7 +159,7 @@ def _breaks(obs: Obs, next_obs: Obs) -> np.ndarray:
     return np.append(np.any(differ, axis=0), True)
 
 
-def _in_range(action: np.ndarray, action_range: tuple[Bound, Bound] | list[Any], rescale: bool) -> np.ndarray:
+def _in_range(action: np.ndarray, action_range: tuple[Bound, Bound] | list[Any], rescale: bool | None) -> np.ndarray:
     if len(action_range) != 2:
         raise ValueError(f"`action_range` must be (low, high), got {show(action_range)}.")
     low, high = as_bounds("`action_range`", *action_range)
@@ -170,10 +170,10 @@ def _in_range(action: np.ndarray, action_range: tuple[Bound, Bound] | list[Any],
     refuse("actions", action, (action < low) | (action > high), why, remedy)
     if rescale:
         return np.asarray(ActionScale(low, high).to_unit(action))
-    if (largest := np.abs(action).max()) > 1 + 1e-6:  # more than rounding
+    if rescale is None and (largest := np.abs(action).max()) > 1 + 1e-6:  # more than rounding
         warnings.warn(
-            f"`actions` reach {largest:g}, but policies act in [-1, 1] by default. Pass `rescale=True`, or train with "
-            "another `clip`.",
+            f"`actions` reach {largest:g}, but policies act in [-1, 1] by default. Pass `rescale=True`, or "
+            "`rescale=False` to train with another `clip`.",
             stacklevel=6,  # the caller of the function that `typed` wraps
         )
     return action
