@@ -113,7 +113,7 @@ def rollout_k(
 
 
 def is_long(steps: int) -> bool:
-    """Whether to scan a loop of so many steps. That compiles sooner, but outside of `jit` it compiles at every call."""
+    """Whether a loop of so many steps should be a scan, which compiles sooner, but outside of `jit` at every call."""
     compiling = isinstance(jnp.zeros(()), Tracer)  # in an eager `vmap` or `grad`, arguments are traced, and this is not
     return steps > (8 if compiling else 128)
 

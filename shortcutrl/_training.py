@@ -21,7 +21,7 @@ from shortcutrl._value import bellman_target, expectile_loss, td_loss
 class _Carried(eqx.Module):
     """A network with leaves that are not arrays, such as activation functions, in a form that `jit` can carry.
 
-    `copy.deepcopy` shares the static part, so that the copy needs no new program. A pickle makes its structure anew.
+    A deep copy has the same static part, so `jit` does not compile again for it. For a copy by pickle, it does.
     """
 
     arrays: list[Array | None]
