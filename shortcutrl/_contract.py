@@ -23,7 +23,7 @@ def checked(kind: Any, draw: Callable[..., Any] | None = None) -> Callable[[T], 
     """`typed` for a function of an algorithm, with checks of the state, the batch and the draws that it is given.
 
     `kind` names the networks. For a loss, whose first argument is what learns, pass `draw`, which makes its draws. They
-    are split over devices as the batch is.
+    are split over devices as the batch is. No gradient flows into the other arguments.
     """
 
     def decorate(function: T) -> T:
@@ -48,6 +48,11 @@ def checked(kind: Any, draw: Callable[..., Any] | None = None) -> Callable[[T], 
                     check_network(f"state.{name}", network)
                 elif name == "updates":
                     _checks.as_scalar("state.updates", network, jnp.int32)
+            for name, loss in given.items():
+                if name.endswith("_loss"):
+                    given[name] = _returning_like(signature.parameters[name].default, loss)
+            if draw is not None:
+                given |= {name: fixed(given[name]) for name in ("state", "batch", "draws")}
             if isinstance(given.get("batch"), Transition):
                 _check_batch(given["batch"], hasattr(given.get("config"), "discount"))
                 if draw is not None:
@@ -58,6 +63,29 @@ def checked(kind: Any, draw: Callable[..., Any] | None = None) -> Callable[[T], 
         return typing.cast(T, checked_call)
 
     return decorate
+
+
+def _returning_like(own: Callable[..., Any], loss: Any) -> Any:
+    """A loss in the place of an algorithm's `own`, with a check that it returns scalars in the same form."""
+
+    def form(hint: Any, scalar: Any) -> Any:
+        is_tuple = typing.get_origin(hint) is tuple
+        return tuple(form(part, scalar) for part in typing.get_args(hint)) if is_tuple else scalar
+
+    def checked_loss(*args, **kwargs):
+        result = loss(*args, **kwargs)
+        hint, shapes = inspect.signature(own).return_annotation, jax.tree.map(jnp.shape, result)
+        if shapes != form(hint, ()):
+            words = str(form(hint, "scalar")).replace("'", "")
+            raise TypeError(f"`{own.__name__}` must return {words}, as the library's does, got shapes {shapes}.")
+        return jax.tree.map(jnp.asarray, result)
+
+    return checked_loss if callable(loss) and loss is not own else loss
+
+
+def fixed(tree: Any) -> Any:
+    """The same without gradients; functions among its leaves stay as they are."""
+    return jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_array(leaf) else leaf, tree)
 
 
 def check_network(name: str, network: Any) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from jax.core import Tracer
 
 from shortcutrl import _checks
-from shortcutrl._training import fixed
+from shortcutrl._contract import fixed
 from shortcutrl._typed import show
 from shortcutrl._types import Integer, Scalar
 

@@ -167,11 +167,6 @@ learn = partial(eqx.filter_value_and_grad, has_aux=True)
 """`loss(network, ...) -> (loss, aux)` to `((loss, aux), gradients)`."""
 
 
-def fixed(tree: Any) -> Any:
-    """The same without gradients; functions among its leaves stay as they are."""
-    return jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_array(leaf) else leaf, tree)
-
-
 def average(state: Any, tau: Number) -> Any:
     """Move each `target_x` of a state towards its `x`: `target + tau (online - target)`."""
     names = [name.removeprefix("target_") for name in state._fields if name.startswith("target_")]

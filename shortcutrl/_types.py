@@ -35,6 +35,7 @@ Integer: TypeAlias = int | np.integer
 Number: TypeAlias = float | int | np.floating | np.integer
 Bound: TypeAlias = Number | Shaped[Array | np.ndarray, "..."]
 Clip: TypeAlias = tuple[Bound, Bound] | list[Any] | None
+Loss: TypeAlias = Callable[..., tuple[Any, Any]]
 Aggregate: TypeAlias = Literal["min", "mean"] | Callable[[Array], Array]
 
 

@@ -333,21 +333,51 @@ LOSSES = [
 
 @pytest.mark.parametrize(("module", "loss"), LOSSES)
 def test_a_loss_trains_its_own_networks_alone(module, loss):
-    """Its gradient with respect to the state is zero, even where the state holds the networks that learn."""
-    config, state = small(module), start(module)
-    others = {name: value for name, value in state._asdict().items() if not name.endswith("opt_state")}
+    """Its gradient with respect to all else is zero, even where the state holds the networks that learn."""
+    config, state, drawn = small(module), start(module), draws(module, KEY, transitions(), small(module))
+    networks = {name: value for name, value in state._asdict().items() if not name.endswith("opt_state")}
 
     @eqx.filter_jit
     @eqx.filter_grad
-    def gradients(args, batch, drawn):
-        network, others = args
-        return getattr(module, loss)(network, state._replace(**others), batch, drawn, config=config)[0]
+    def gradients(args):
+        network, networks, batch, drawn = args
+        return getattr(module, loss)(network, state._replace(**networks), batch, drawn, config=config)[0]
 
-    drawn = draws(module, KEY, transitions(), config)
-    own, of_state = gradients((learner(module, loss, state), others), transitions(), drawn)
+    own, of_state, *of_data = gradients((learner(module, loss, state), networks, transitions(), drawn))
     assert all(jnp.any(leaf != 0) for leaf in jax.tree.leaves(own))
-    for name, grads in of_state.items():
-        assert all(jnp.all(leaf == 0) for leaf in jax.tree.leaves(grads)), f"gradient reached `state.{name}`"
+    for name, grads in {**of_state, "batch and draws": of_data}.items():
+        assert all(jnp.all(leaf == 0) for leaf in jax.tree.leaves(grads)), f"gradient reached `{name}`"
+
+
+@every_algorithm
+def test_an_update_takes_other_losses(module):
+    """With the sum of a network's parameters as its loss, they move by the learning rate."""
+    config = small(module, **{"policy_period": 1} if module is MODULES["rebrac"] else {})
+    batch, options = transitions(), {"config": config, "optimizers": optimizers(module, optax.sgd(0.25))}
+    state = module.init(networks(module), **options)
+
+    def another(name):
+        own, drawn = partial(getattr(module, name), config=config), draws(module, KEY, batch, config)
+        _, terms = jax.eval_shape(own, learner(module, name, state), state, batch, drawn)
+
+        def loss(network, state, batch, draws, *, config):
+            return sum(map(jnp.sum, jax.tree.leaves(network))), jax.tree.map(lambda term: 7.0, terms)
+
+        return loss
+
+    others = {name: another(name) for name in losses(module)}
+    new, _ = jax.jit(partial(module.update, **others, **options))(state, batch, key=KEY)
+    for name in module.Networks._fields:
+        for old, moved in zip(*(jax.tree.leaves(getattr(each, name)) for each in (state, new)), strict=True):
+            np.testing.assert_allclose(moved, old - 0.25, rtol=1e-6, err_msg=name)
+
+
+def test_another_loss_must_return_what_the_own_one_does():
+    options = {"config": small(MODULES["sorl"]), "optimizers": optimizers(MODULES["sorl"])}
+    forgets_terms = lambda policy, state, batch, draws, *, config: jnp.zeros(())
+    said = r"`policy_loss` must return \(scalar, \(scalar, scalar, scalar\)\), .* got shapes \(\)"
+    with pytest.raises(TypeError, match=said):
+        MODULES["sorl"].update(start(MODULES["sorl"]), transitions(), key=KEY, policy_loss=forgets_terms, **options)
 
 
 @pytest.mark.parametrize(("module", "loss"), LOSSES)

@@ -16,7 +16,7 @@ from shortcutrl import _contract, _training, nn
 from shortcutrl._actors import clipped, noiseless
 from shortcutrl._flow import gaussian_nll
 from shortcutrl._typed import typed
-from shortcutrl._types import Actor, Encoder, Integer, Number, Scalar, Transition
+from shortcutrl._types import Actor, Encoder, Integer, Loss, Number, Scalar, Transition
 
 
 class Networks(NamedTuple):
@@ -198,7 +198,13 @@ def policy_loss(policy: Any, state: State, batch: Transition, draws: Draws, *, c
 
 @_contract.checked(Networks)
 def update(
-    state: State, batch: Transition, *, config: Config, optimizers: tuple[Any, ...] | list[Any], key: PRNGKeyArray
+    state: State,
+    batch: Transition,
+    *,
+    config: Config,
+    optimizers: tuple[Any, ...] | list[Any],
+    key: PRNGKeyArray,
+    policy_loss: Loss = policy_loss,
 ) -> tuple[State, Info]:
     """Make one gradient step of the policy on one batch.
 
@@ -211,6 +217,8 @@ def update(
     - `config`: static.
     - `optimizers`: those that the state was made with.
     - `key`: a JAX random key; not used, because nothing is drawn.
+    - `policy_loss`: by default that of this module. A function in its place takes the same arguments and returns the
+      same kinds of results.
 
     **Returns:** the new state and [`Info`][shortcutrl.bc.Info].
 

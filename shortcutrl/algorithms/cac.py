@@ -34,7 +34,7 @@ from shortcutrl._consistency import (
 )
 from shortcutrl._improve import q_loss
 from shortcutrl._typed import typed
-from shortcutrl._types import Actor, Encoder, Integer, Number, Scalar, Transition
+from shortcutrl._types import Actor, Encoder, Integer, Loss, Number, Scalar, Transition
 from shortcutrl._value import bellman_target
 from shortcutrl._value import critic_loss as fit_critic
 
@@ -334,8 +334,7 @@ def policy_loss(
     first = jnp.minimum(jnp.floor(draws.level * gaps), gaps - 1)
     low, high = noise_levels = [jax.vmap(noise_level)((first + i) / gaps) for i in (0, 1)]
 
-    critic = _training.fixed(state.critic)
-    networks = {"policy": policy, "state.target_policy": state.target_policy, "state.critic": critic}
+    networks = {"policy": policy, "state.target_policy": state.target_policy, "state.critic": state.critic}
     obs, policy, teacher, critic = _training.encode_once(batch.obs, **networks)
     models = (eqx.Partial(consistency_function, network) for network in (policy, teacher))
     losses = jax.vmap(partial(consistency_loss, *models))(obs, batch.action, draws.noise, *noise_levels)
@@ -348,7 +347,14 @@ def policy_loss(
 
 @_contract.checked(Networks)
 def update(
-    state: State, batch: Transition, *, config: Config, optimizers: tuple[Any, ...] | list[Any], key: PRNGKeyArray
+    state: State,
+    batch: Transition,
+    *,
+    config: Config,
+    optimizers: tuple[Any, ...] | list[Any],
+    key: PRNGKeyArray,
+    critic_loss: Loss = critic_loss,
+    policy_loss: Loss = policy_loss,
 ) -> tuple[State, Info]:
     """Make one update on one batch: step the critic, then the policy, then move both target networks.
 
@@ -361,6 +367,8 @@ def update(
     - `config`: static.
     - `optimizers`: those that the state was made with.
     - `key`: a JAX random key, a new one for each update.
+    - `critic_loss`, `policy_loss`: by default those of this module. A function in the place of
+      one takes the same arguments and returns the same kinds of results.
 
     **Returns:** the new state and [`Info`][shortcutrl.cac.Info].
 

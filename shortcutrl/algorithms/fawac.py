@@ -19,7 +19,7 @@ from shortcutrl._flow import flow_matching_loss
 from shortcutrl._improve import advantage_weight
 from shortcutrl._step import rollout_k
 from shortcutrl._typed import typed
-from shortcutrl._types import Actor, Encoder, Integer, Number, Scalar, Transition
+from shortcutrl._types import Actor, Encoder, Integer, Loss, Number, Scalar, Transition
 
 
 class Networks(NamedTuple):
@@ -313,7 +313,15 @@ def policy_loss(
 
 @_contract.checked(Networks)
 def update(
-    state: State, batch: Transition, *, config: Config, optimizers: tuple[Any, ...] | list[Any], key: PRNGKeyArray
+    state: State,
+    batch: Transition,
+    *,
+    config: Config,
+    optimizers: tuple[Any, ...] | list[Any],
+    key: PRNGKeyArray,
+    critic_loss: Loss = critic_loss,
+    value_loss: Loss = value_loss,
+    policy_loss: Loss = policy_loss,
 ) -> tuple[State, Info]:
     """Make one gradient step of all three networks on one batch, then move the target critic.
 
@@ -326,6 +334,8 @@ def update(
     - `config`: static.
     - `optimizers`: those that the state was made with.
     - `key`: a JAX random key, a new one for each update.
+    - `critic_loss`, `value_loss`, `policy_loss`: by default those of this module. A function in the place of
+      one takes the same arguments and returns the same kinds of results.
 
     **Returns:** the new state and [`Info`][shortcutrl.fawac.Info].
 

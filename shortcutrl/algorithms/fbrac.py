@@ -18,7 +18,7 @@ from shortcutrl._flow import flow_matching_loss
 from shortcutrl._improve import q_loss
 from shortcutrl._step import rollout_k
 from shortcutrl._typed import typed
-from shortcutrl._types import Actor, Encoder, Integer, Number, Scalar, Transition
+from shortcutrl._types import Actor, Encoder, Integer, Loss, Number, Scalar, Transition
 
 
 class Networks(NamedTuple):
@@ -265,7 +265,7 @@ def policy_loss(
         loss, terms = fbrac.policy_loss(state.policy, state, batch, fbrac.draw(key, batch), config=config)
         ```
     """
-    networks = {"policy": policy, "state.critic": _training.fixed(state.critic)}
+    networks = {"policy": policy, "state.critic": state.critic}
     obs, policy, critic = _training.encode_once(batch.obs, **networks)
     match = partial(flow_matching_loss, policy, h=0.0)
     flow_matching = jax.vmap(match)(obs, batch.action, draws.flow_noise, draws.flow_t).mean()
@@ -277,7 +277,14 @@ def policy_loss(
 
 @_contract.checked(Networks)
 def update(
-    state: State, batch: Transition, *, config: Config, optimizers: tuple[Any, ...] | list[Any], key: PRNGKeyArray
+    state: State,
+    batch: Transition,
+    *,
+    config: Config,
+    optimizers: tuple[Any, ...] | list[Any],
+    key: PRNGKeyArray,
+    critic_loss: Loss = critic_loss,
+    policy_loss: Loss = policy_loss,
 ) -> tuple[State, Info]:
     """Make one gradient step of both networks on one batch, then move the target critic.
 
@@ -290,6 +297,8 @@ def update(
     - `config`: static.
     - `optimizers`: those that the state was made with.
     - `key`: a JAX random key, a new one for each update.
+    - `critic_loss`, `policy_loss`: by default those of this module. A function in the place of
+      one takes the same arguments and returns the same kinds of results.
 
     **Returns:** the new state and [`Info`][shortcutrl.fbrac.Info].
 

@@ -19,7 +19,7 @@ from shortcutrl._flow import flow_matching_loss
 from shortcutrl._improve import distill_loss, q_loss
 from shortcutrl._step import rollout_k
 from shortcutrl._typed import typed
-from shortcutrl._types import Actor, Encoder, Integer, Number, Scalar, Transition
+from shortcutrl._types import Actor, Encoder, Integer, Loss, Number, Scalar, Transition
 
 
 class Networks(NamedTuple):
@@ -276,12 +276,11 @@ def policy_loss(
     match = partial(flow_matching_loss, flow, h=0.0)
     flow_matching = jax.vmap(match)(batch.obs, batch.action, draws.flow_noise, draws.flow_t).mean()
     teacher = partial(rollout_k, flow, k=config.flow_steps, clip=config.clip)
-    critic = _training.fixed(state.critic)
 
     def improve(obs, noise):
         action = action_of("student", student, obs, noise)
         taken = lambda obs, noise: action  # one pass of the student for both losses
-        minus_q, info = q_loss(partial(clipped, taken, clip=config.clip), critic, obs, noise)
+        minus_q, info = q_loss(partial(clipped, taken, clip=config.clip), state.critic, obs, noise)
         return distill_loss(taken, teacher, obs, noise), minus_q, info.q
 
     distillations, losses, q = jax.vmap(improve)(batch.obs, draws.noise)
@@ -292,7 +291,14 @@ def policy_loss(
 
 @_contract.checked(Networks)
 def update(
-    state: State, batch: Transition, *, config: Config, optimizers: tuple[Any, ...] | list[Any], key: PRNGKeyArray
+    state: State,
+    batch: Transition,
+    *,
+    config: Config,
+    optimizers: tuple[Any, ...] | list[Any],
+    key: PRNGKeyArray,
+    critic_loss: Loss = critic_loss,
+    policy_loss: Loss = policy_loss,
 ) -> tuple[State, Info]:
     """Make one gradient step of all three networks on one batch, then move the target critic.
 
@@ -305,6 +311,8 @@ def update(
     - `config`: static.
     - `optimizers`: those that the state was made with.
     - `key`: a JAX random key, a new one for each update.
+    - `critic_loss`, `policy_loss`: by default those of this module. A function in the place of
+      one takes the same arguments and returns the same kinds of results.
 
     **Returns:** the new state and [`Info`][shortcutrl.fql.Info].
 

@@ -19,7 +19,7 @@ from shortcutrl._actors import clipped, noiseless
 from shortcutrl._flow import gaussian_nll
 from shortcutrl._improve import advantage_weight, q_loss
 from shortcutrl._typed import typed
-from shortcutrl._types import Actor, Encoder, Integer, Number, Scalar, Transition
+from shortcutrl._types import Actor, Encoder, Integer, Loss, Number, Scalar, Transition
 
 
 class Networks(NamedTuple):
@@ -306,15 +306,22 @@ def policy_loss(policy: Any, state: State, batch: Transition, draws: Draws, *, c
         v = _training.v_of_data("state.value", state.value, batch.obs)
         weight = jax.vmap(partial(advantage_weight, temperature=config.alpha))(q, v)
         return jnp.mean(weight * nll), nll.mean()
-    critic = _training.fixed(state.critic)
     taken = partial(clipped, lambda obs, action: action, clip=config.clip)
-    losses, info = jax.vmap(partial(q_loss, taken, critic, aggregate="min"))(batch.obs, mean)
+    losses, info = jax.vmap(partial(q_loss, taken, state.critic, aggregate="min"))(batch.obs, mean)
     return _training.normalized(losses.mean(), info.q) + config.alpha * nll.mean(), nll.mean()
 
 
 @_contract.checked(Networks)
 def update(
-    state: State, batch: Transition, *, config: Config, optimizers: tuple[Any, ...] | list[Any], key: PRNGKeyArray
+    state: State,
+    batch: Transition,
+    *,
+    config: Config,
+    optimizers: tuple[Any, ...] | list[Any],
+    key: PRNGKeyArray,
+    value_loss: Loss = value_loss,
+    critic_loss: Loss = critic_loss,
+    policy_loss: Loss = policy_loss,
 ) -> tuple[State, Info]:
     """Make one gradient step of all three networks on one batch, then move the target critic.
 
@@ -327,6 +334,8 @@ def update(
     - `config`: static.
     - `optimizers`: those that the state was made with.
     - `key`: a JAX random key; not used, because nothing is drawn.
+    - `value_loss`, `critic_loss`, `policy_loss`: by default those of this module. A function in the place of
+      one takes the same arguments and returns the same kinds of results.
 
     **Returns:** the new state and [`Info`][shortcutrl.iql.Info].
 

@@ -20,7 +20,7 @@ from shortcutrl._actors import clipped, noiseless
 from shortcutrl._call import ensemble_of
 from shortcutrl._improve import q_loss
 from shortcutrl._typed import typed
-from shortcutrl._types import Actor, Encoder, Integer, Number, Scalar, Transition
+from shortcutrl._types import Actor, Encoder, Integer, Loss, Number, Scalar, Transition
 from shortcutrl._value import td_loss
 
 
@@ -298,7 +298,7 @@ def policy_loss(
         loss, terms = rebrac.policy_loss(state.policy, state, batch, rebrac.draw(key, batch), config=config)
         ```
     """
-    improve = partial(q_loss, partial(noiseless, policy), _training.fixed(state.critic), aggregate="min")
+    improve = partial(q_loss, partial(noiseless, policy), state.critic, aggregate="min")
     losses, info = jax.vmap(improve)(batch.obs, batch.action)  # the noise, of which only the shape is used
     imitation = jnp.square(info.action - batch.action).sum(axis=1).mean()
     minus_q = losses.mean()
@@ -307,7 +307,14 @@ def policy_loss(
 
 @_contract.checked(Networks)
 def update(
-    state: State, batch: Transition, *, config: Config, optimizers: tuple[Any, ...] | list[Any], key: PRNGKeyArray
+    state: State,
+    batch: Transition,
+    *,
+    config: Config,
+    optimizers: tuple[Any, ...] | list[Any],
+    key: PRNGKeyArray,
+    critic_loss: Loss = critic_loss,
+    policy_loss: Loss = policy_loss,
 ) -> tuple[State, Info]:
     """Step the critic; every `policy_period`-th update also steps the policy and moves both target networks.
 
@@ -325,6 +332,8 @@ def update(
     - `config`: static.
     - `optimizers`: those that the state was made with.
     - `key`: a JAX random key, a new one for each update.
+    - `critic_loss`, `policy_loss`: by default those of this module. A function in the place of
+      one takes the same arguments and returns the same kinds of results.
 
     **Returns:** the new state and [`Info`][shortcutrl.rebrac.Info].
 

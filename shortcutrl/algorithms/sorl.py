@@ -20,7 +20,7 @@ from shortcutrl._path import draw_flow_matching, draw_self_consistency
 from shortcutrl._select import best_of_n
 from shortcutrl._step import rollout_k
 from shortcutrl._typed import typed
-from shortcutrl._types import Actor, Encoder, Integer, Number, Scalar, Transition
+from shortcutrl._types import Actor, Encoder, Integer, Loss, Number, Scalar, Transition
 
 
 class Networks(NamedTuple):
@@ -279,7 +279,6 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
         loss, q = sorl.critic_loss(state.critic, state, batch, draws, config=config)
         ```
     """
-    state, batch, draws = _training.fixed((state, batch, draws))
     obs, critic = _training.encode_once(batch.obs, critic=critic)
     networks = {"state.policy": state.policy, "state.target_critic": state.target_critic}
     next_obs, policy, target_critic = _training.encode_once(batch.next_obs, **networks)
@@ -321,7 +320,6 @@ def policy_loss(
         loss, terms = sorl.policy_loss(state.policy, state, batch, draws, config=config)
         ```
     """
-    state, batch, draws = _training.fixed((state, batch, draws))
     networks = {"policy": policy, "state.critic": state.critic, "state.target_policy": state.target_policy}
     obs, policy, critic, teacher = _training.encode_once(batch.obs, **networks)
 
@@ -351,6 +349,8 @@ def update(
     optimizers: tuple[Any, ...] | list[Any],
     key: PRNGKeyArray,
     jumps_key: PRNGKeyArray | None = None,
+    critic_loss: Loss = critic_loss,
+    policy_loss: Loss = policy_loss,
 ) -> tuple[State, Info]:
     r"""Make one update on one batch: step the critic, then the policy, then move both target networks.
 
@@ -365,6 +365,8 @@ def update(
     - `key`: a JAX random key, a new one for each update.
     - `jumps_key`: the key for the numbers of jumps, by default made from `key`. Under `jax.vmap` over agents, pass one
       shared key; otherwise `lax.switch` evaluates every branch for each agent.
+    - `critic_loss`, `policy_loss`: by default those of this module. A function in the place of
+      one takes the same arguments and returns the same kinds of results.
 
     **Returns:** the new state and [`Info`][shortcutrl.sorl.Info].
 

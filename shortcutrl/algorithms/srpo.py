@@ -28,7 +28,7 @@ from shortcutrl._call import q_of
 from shortcutrl._diffusion import denoising_loss, score_distillation_loss, vp_schedule
 from shortcutrl._improve import q_loss
 from shortcutrl._typed import typed
-from shortcutrl._types import Actor, Encoder, Integer, Number, Scalar, Transition
+from shortcutrl._types import Actor, Encoder, Integer, Loss, Number, Scalar, Transition
 
 
 class Networks(NamedTuple):
@@ -341,14 +341,14 @@ def policy_loss(
     denoise = partial(denoising_loss, diffusion, schedule=vp_schedule)
     denoising = jax.vmap(denoise)(batch.obs, batch.action, draws.diffusion_noise, draws.diffusion_t).mean()
 
-    critic = _training.fixed(state.target_critic)
     actions = jax.vmap(act)(batch.obs, batch.action).astype(batch.action.dtype)
     taken = partial(clipped, lambda obs, action: action, clip=config.clip)
-    losses, info = jax.vmap(partial(q_loss, taken, critic))(batch.obs, actions)
+    losses, info = jax.vmap(partial(q_loss, taken, state.target_critic))(batch.obs, actions)
     slope = jnp.ones_like(losses)
     if config.normalize_q:
-        gradient = jax.vmap(jax.grad(partial(q_of, "critic", critic, aggregate="mean"), argnums=1))
-        slope = jnp.sqrt(jnp.square(jax.lax.stop_gradient(gradient(batch.obs, info.action))).mean(axis=1))
+        q = partial(q_of, "state.target_critic", state.target_critic, aggregate="mean")
+        gradient = jax.vmap(jax.grad(q, argnums=1))(batch.obs, info.action)
+        slope = jnp.sqrt(jnp.square(jax.lax.stop_gradient(gradient)).mean(axis=1))
     q_term = (losses / jnp.where(slope > 0, slope, 1)).mean()
 
     distil = partial(score_distillation_loss, diffusion, schedule=vp_schedule)
@@ -358,7 +358,15 @@ def policy_loss(
 
 @_contract.checked(Networks)
 def update(
-    state: State, batch: Transition, *, config: Config, optimizers: tuple[Any, ...] | list[Any], key: PRNGKeyArray
+    state: State,
+    batch: Transition,
+    *,
+    config: Config,
+    optimizers: tuple[Any, ...] | list[Any],
+    key: PRNGKeyArray,
+    value_loss: Loss = value_loss,
+    critic_loss: Loss = critic_loss,
+    policy_loss: Loss = policy_loss,
 ) -> tuple[State, Info]:
     """Make one gradient step of all four networks on one batch, then move the target critic.
 
@@ -371,6 +379,8 @@ def update(
     - `config`: static.
     - `optimizers`: those that the state was made with.
     - `key`: a JAX random key, a new one for each update.
+    - `value_loss`, `critic_loss`, `policy_loss`: by default those of this module. A function in the place of
+      one takes the same arguments and returns the same kinds of results.
 
     **Returns:** the new state and [`Info`][shortcutrl.srpo.Info].
 
