@@ -53,7 +53,7 @@ def critic_oracle(critic, state, batch, draws, config):
 
 def value_oracle(value, state, batch, draws, config):
     def term(row):
-        error = value(row.obs) - aggregated(state.target_critic(row.obs, row.action), config)
+        error = value(row.obs) - np.mean(state.target_critic(row.obs, row.action))
         return error**2, LinearValue(2 * error * row.obs)
 
     return mean([term(row) for row in rows(batch)])
@@ -112,7 +112,11 @@ def another_critic_loss(aggregate=by_config, policy=True, clip=True, stop=jax.la
 
 
 def another_value_loss(
-    aggregate=by_config, critic="target_critic", factor=1.0, stop=jax.lax.stop_gradient, expectile=0.5
+    aggregate=lambda q, config: q.mean(),
+    critic="target_critic",
+    factor=1.0,
+    stop=jax.lax.stop_gradient,
+    expectile=0.5,
 ):
     """The loss with its parts free; as they stand here it is right."""
 
@@ -155,7 +159,7 @@ WRONG = {
     "value: half the square": ("value", another_value_loss(factor=0.5)),
     "value: an expectile, as IQL": ("value", another_value_loss(expectile=0.9)),
     "value: the online critic": ("value", another_value_loss(critic="critic")),
-    "value: always the minimum": ("value", another_value_loss(aggregate=lambda q, config: q.min())),
+    "value: the minimum, where the TD target takes it": ("value", another_value_loss(aggregate=by_config)),
     "value: gradient into Q": ("value", another_value_loss(stop=same)),
     "policy: not capped": ("policy", another_policy_loss(cap=jnp.inf)),
     "policy: wrong sign": ("policy", another_policy_loss(sign=-1)),

@@ -48,8 +48,8 @@ class Config:
       environment (published: 0.3 to 3; the default is that of the mazes).
     - `flow_steps`: the number of Euler steps of the flow.
     - `discount`: γ, in [0, 1].
-    - `aggregate`: whether the TD target and V take the `"min"` or the `"mean"` of the target critics. The weight always
-      uses the mean.
+    - `aggregate`: whether the TD target takes the `"min"` or the `"mean"` of the target critics. V and the weight use
+      the mean.
     - `tau`: how far the target critic moves at each update, in (0, 1].
     - `clip`: the range of actions, (low, high), or `None`.
 
@@ -248,6 +248,8 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
 def value_loss(value: Any, state: State, batch: Transition, draws: Draws, *, config: Config) -> tuple[Scalar, Scalar]:
     r"""Fit V to Q of the dataset's actions by least squares: $(Q_{\bar\phi}(s, a) - V(s))^2$.
 
+    Q is the mean of the target critics.
+
     **Arguments:**
 
     - `value`: the value that learns. Gradients flow into it alone.
@@ -269,8 +271,8 @@ def value_loss(value: Any, state: State, batch: Transition, draws: Draws, *, con
         loss, v = fawac.value_loss(state.value, state, batch, fawac.draw(key, batch), config=config)
         ```
     """
-    options: Any = {"expectile": 0.5, "aggregate": config.aggregate}  # half the square
-    loss, v = _training.fit_value(value, state.target_critic, batch, **options)
+    half = 0.5  # of the square
+    loss, v = _training.fit_value(value, state.target_critic, batch, expectile=half, aggregate="mean")
     return 2 * loss, v
 
 
