@@ -8,6 +8,8 @@ of the FQL paper ([arXiv 2502.02538](https://arxiv.org/abs/2502.02538)). CAC's c
 - The schedule of the noise levels restarts at each evaluation; here it runs once.
 - The Q loss takes one critic, drawn at random, and divides by the mean |Q| of the other; here both use the ensemble's
   mean. The critic's loss is the sum over the ensemble; here it is the mean.
+- The TD target takes the best of 10 next actions in five of its 20 tasks only; `backup_candidates=1` is its choice in
+  the others. In 12 of the 20, it divides the TD target by the batch's standard deviation; here it never does.
 - The policy's average moves at every fifth update, after 1,000 updates; here it moves at each update.
 - To act, one of 50 samples is drawn with the probabilities softmax(Q); here the agent acts with one sample.
 """
