@@ -3,7 +3,6 @@
 Values are checked where they are known: Python numbers and concrete arrays. A traced value is not known yet.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -116,14 +115,14 @@ def check_clip(name: str, clip: Any, shape: tuple[int, ...] = (), dtype: Any = n
 
 def check_numbers(name: str, tree: Any) -> None:
     """Every leaf of `tree` is a real number or an array of them."""
-    for path, leaf in _named_leaves(name, tree):
+    for path, leaf in named_leaves(name, tree):
         if not isinstance(leaf, jax.Array | np.ndarray | np.generic | float | int) or not is_real(leaf):
             raise TypeError(f"`{path}` must be an array of real numbers, got {show(leaf)}. Convert it.")
 
 
 def check_leading_axis(name: str, tree: Any) -> int:
     """The length of the axis that every array of `tree` begins with."""
-    leaves = dict(_named_leaves(name, tree))
+    leaves = dict(named_leaves(name, tree))
     for path, leaf in leaves.items():
         if not isinstance(leaf, jax.Array | np.ndarray):
             raise TypeError(f"`{path}` must be an array, got {show(leaf)}. Pass arrays, such as by `jnp.asarray(...)`.")
@@ -156,8 +155,9 @@ def as_scalar(name: str, value: Any, dtype: Any) -> Array:
     return jnp.asarray(value, dtype)
 
 
-def _named_leaves(name: str, tree: Any) -> Iterator[tuple[str, Any]]:
-    return ((f"{name}{jax.tree_util.keystr(path)}", leaf) for path, leaf in jax.tree.leaves_with_path(tree))
+def named_leaves(name: str, tree: Any, **options: Any) -> list[tuple[str, Any]]:
+    """Each leaf of `tree` with its path, such as `observations['camera']`."""
+    return [(f"{name}{jax.tree_util.keystr(path)}", leaf) for path, leaf in jax.tree.leaves_with_path(tree, **options)]
 
 
 def _known(value: Any) -> float | None:

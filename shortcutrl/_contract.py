@@ -118,8 +118,8 @@ def _check_draws(draw: Callable[..., Any], given: dict[str, Any]) -> None:
     expected = jax.eval_shape(lambda: draw(jax.random.key(0), given["batch"], **options))
     if jax.tree.structure(given["draws"]) != jax.tree.structure(expected):
         raise TypeError(f"`draws` must be what `draw` makes for the batch, got {show(given['draws'])}.")
-    for (path, leaf), like in zip(jax.tree.leaves_with_path(given["draws"]), jax.tree.leaves(expected), strict=True):
-        name = f"draws{jax.tree_util.keystr(path)}"
+    leaves = _checks.named_leaves("draws", given["draws"])
+    for (name, leaf), like in zip(leaves, jax.tree.leaves(expected), strict=True):
         _checks.check_numbers(name, leaf)
         if jnp.shape(leaf) != like.shape:
             raise ValueError(f"`{name}` must have shape {like.shape} for this batch, got {show(leaf)}. Use `draw`.")

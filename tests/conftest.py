@@ -48,6 +48,14 @@ def without_x64():
     jax.config.update("jax_enable_x64", True)
 
 
+@pytest.fixture
+def optimised():
+    """Compiled as a user's program is."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 @pytest.fixture(scope="session")
 def home(tmp_path_factory):
     """A home folder for the examples, so that they share datasets and compiled programs."""

@@ -52,10 +52,10 @@ TIMEOUT = 900
 """Seconds. A mutant whose tests do not end is caught."""
 
 EQUIVALENT = {
-    ("_step", "k <= (8 if isinstance(noise, Tracer) else 128)"): "whether jumps are unrolled: the time of compilation",
-    ("_step", "short and (not remat)"): "the same",
+    ("_step", "steps > (8 if compiling else 128)"): "whether steps are unrolled: the time of compilation",
+    ("_step", "not remat and (not is_long(k))"): "the same",
     ("_step", "(jump, 8)"): "how many jumps of a scan are unrolled: speed",
-    ("_diffusion", "steps > 8"): "whether steps are unrolled: the time of compilation",
+    ("_diffusion", "is_long(steps)"): "the same",
     ("_diffusion", "unroll=8"): "how many steps of a scan are unrolled: speed",
     ("data/_index", "2 ** 24"): "from which size on rows are visited one by one: memory",
     ("data/_sample", "512"): "the rows of one round of drawing: speed",
@@ -90,6 +90,9 @@ class Mutant(NamedTuple):
 
 def mutants(module: str) -> list[Mutant]:
     tree = ast.parse(path_of(ROOT, module).read_text())
+    found = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.expr | ast.keyword)}
+    if gone := {text for name, text in EQUIVALENT if name == module} - found:
+        raise SystemExit(f"`EQUIVALENT` names expressions that {module} does not contain: {gone}")
     return [Mutant(module, node, code) for node in expressions(tree, module) for code in changes(node)]
 
 

@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import optax
+from algorithms import networks as small_networks
 
 from shortcutrl import Transition
 
@@ -23,7 +24,8 @@ def sample(key, size):
 
 def train(module, config, *, updates=800, learning_rate=3e-3, seed=0):
     """The state of a small agent of an algorithm's module after some seconds of training."""
-    networks = module.networks(sample(jax.random.key(0), 1), width=32, depth=2, key=jax.random.key(seed))
+    example = sample(jax.random.key(0), 1)
+    networks = small_networks(module, jax.random.key(seed), example=example, width=32, depth=2)
     networks = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), networks)
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, updates))
     options = {"config": config, "optimizers": [optimizer] * len(networks)}

@@ -259,9 +259,8 @@ def differs(a, b):
 
 @functools.cache
 def compiled(module):
-    """The update of the published networks, small, with shared draws where there are such."""
-    options = {"config": small(module), "optimizers": optimizers(module), **SHARED.get(name_of(module), {})}
-    return jax.jit(partial(module.update, **options))
+    """The update of the published networks, small."""
+    return jax.jit(partial(module.update, config=small(module), optimizers=optimizers(module)))
 
 
 @every_algorithm_in_time

@@ -27,15 +27,6 @@ def start(key):
 close = lambda a, b: jax.tree.all(jax.tree.map(lambda x, y: jnp.allclose(x, y, rtol=1e-8, atol=1e-10), a, b))
 
 
-def test_vmapped_over_seeds_is_the_loop():
-    keys = jax.random.split(jax.random.key(0), 3)
-    states = jax.jit(jax.vmap(start))(keys)
-    together = jax.jit(jax.vmap(lambda state, key: train(state, random_batch(), key=key)))(states, keys)
-    for i, key in enumerate(keys):
-        alone = train(start(key), random_batch(), key=key)
-        assert close(jax.tree.map(lambda leaf, i=i: leaf[i], together), alone)
-
-
 def test_scanned_is_stepped():
     keys = jax.random.split(jax.random.key(0), 4)
     stepped = start(keys[0])
@@ -67,16 +58,8 @@ def test_a_shared_key_is_the_key_of_the_jumps_alone():
 # ------------------------------------------------------------------------------------------- memory
 
 
-@pytest.fixture
-def _optimised():
-    """Compiled as a user's program is."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("_optimised")
+@pytest.mark.usefixtures("optimised")
 def test_memory_grows_with_the_jumps_and_no_faster():
     """By what the backward pass keeps of each forward pass."""
     policy = nn.ShortcutPolicy(3, 2, width=64, depth=2, key=jax.random.key(0))
@@ -112,7 +95,7 @@ def gradient_through_8_jumps(remat):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("_optimised")
+@pytest.mark.usefixtures("optimised")
 def test_jumps_computed_again_give_the_same_from_less_memory():
     (stored, much), (again, little) = gradient_through_8_jumps(remat=False), gradient_through_8_jumps(remat=True)
     assert close(stored, again)
@@ -120,7 +103,7 @@ def test_jumps_computed_again_give_the_same_from_less_memory():
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("_optimised")
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("transposed", [False, True])
 def test_acting_copies_no_weights(transposed):
     """The mutant has weights of (outputs, inputs), which XLA transposes at each call."""

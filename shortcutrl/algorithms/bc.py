@@ -99,16 +99,6 @@ def networks(
     - `key`: a JAX random key.
 
     **Returns:** [`Networks`][shortcutrl.bc.Networks]. Any other callable pytree can take its place.
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, bc
-
-        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
-        (policy,) = bc.networks(example, width=32, depth=2, key=jax.random.key(0))
-        ```
     """
     sizes = _contract.sizes_of(example, encoder)
     return Networks(nn.GaussianPolicy(*sizes, width=width, depth=depth, encoder=encoder, key=key))
@@ -125,17 +115,6 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
     - `optimizers`: [`Networks`][shortcutrl.bc.Networks] of one optax transformation.
 
     **Returns:** the [`State`][shortcutrl.bc.State]. It shares no array with `networks`, so it may be donated.
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, bc
-
-        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
-        networks = bc.networks(example, width=32, depth=2, key=jax.random.key(0))
-        state = bc.init(networks, config=bc.Config(), optimizers=bc.OPTIMIZERS)
-        ```
     """
     return _training.start(Networks, State, networks, optimizers)
 
@@ -150,16 +129,6 @@ def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
     - `batch`: transitions with one leading axis.
 
     **Returns:** [`Draws`][shortcutrl.bc.Draws].
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, bc
-
-        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
-        draws = bc.draw(jax.random.key(0), batch)
-        ```
     """
     return Draws()
 

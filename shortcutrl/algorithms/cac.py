@@ -38,7 +38,7 @@ from shortcutrl._improve import q_loss
 from shortcutrl._typed import typed
 from shortcutrl._types import Actor, Encoder, Integer, Loss, Number, Scalar, Transition
 from shortcutrl._value import bellman_target
-from shortcutrl._value import critic_loss as fit_critic
+from shortcutrl._value import critic_loss as fit_to_target
 
 
 class Networks(NamedTuple):
@@ -173,16 +173,6 @@ def networks(
     - `key`: a JAX random key.
 
     **Returns:** [`Networks`][shortcutrl.cac.Networks]. Any other pair of callable pytrees can take their place.
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, cac
-
-        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
-        policy, critic = cac.networks(example, width=32, depth=2, policy_width=32, key=jax.random.key(0))
-        ```
     """
     sizes = _contract.sizes_of(example, encoder)
     policy_key, critic_key = jax.random.split(key)
@@ -201,17 +191,6 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
     - `optimizers`: [`Networks`][shortcutrl.cac.Networks] of optax transformations.
 
     **Returns:** the [`State`][shortcutrl.cac.State]. It shares no array with `networks`, so it may be donated.
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, cac
-
-        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
-        networks = cac.networks(example, width=32, depth=2, policy_width=32, key=jax.random.key(0))
-        state = cac.init(networks, config=cac.Config(), optimizers=cac.OPTIMIZERS)
-        ```
     """
     return _training.start(Networks, State, networks, optimizers, updates=jnp.zeros((), jnp.int32))
 
@@ -227,16 +206,6 @@ def draw(key: PRNGKeyArray, batch: Transition, *, config: Config) -> Draws:
     - `config`: static.
 
     **Returns:** [`Draws`][shortcutrl.cac.Draws].
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, cac
-
-        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
-        assert cac.draw(jax.random.key(0), batch, config=cac.Config()).td_noise.shape == (8, 10, 2, 2)
-        ```
     """
     td_key, q_key, noise_key, level_key = jax.random.split(key, 4)
     (size, action), dtype = batch.action.shape, batch.action.dtype
@@ -267,20 +236,6 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
     - `config`: static.
 
     **Returns:** the loss and the mean Q of the dataset's actions, scalars.
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, cac
-
-        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
-        config, key = cac.Config(), jax.random.key(0)
-        networks = cac.networks(batch, width=32, depth=2, policy_width=32, key=key)
-        state = cac.init(networks, config=config, optimizers=cac.OPTIMIZERS)
-        draws = cac.draw(key, batch, config=config)
-        loss, q = cac.critic_loss(state.critic, state, batch, draws, config=config)
-        ```
     """
     act = _actor(state.target_policy, config)
 
@@ -290,7 +245,7 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
             return ensemble_of("state.target_critic", state.target_critic, transition.next_obs, action)
 
         next_value = jax.vmap(evaluate)(noise).max(axis=0).min()
-        return fit_critic(critic, transition, bellman_target(transition, next_value, discount=config.discount))
+        return fit_to_target(critic, transition, bellman_target(transition, next_value, discount=config.discount))
 
     losses, info = jax.vmap(one)(batch, draws.td_noise)
     return losses.mean(), info.q.mean()

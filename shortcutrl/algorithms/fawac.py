@@ -140,16 +140,6 @@ def networks(
     - `key`: a JAX random key.
 
     **Returns:** [`Networks`][shortcutrl.fawac.Networks]. Any other callable pytrees can take their place.
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, fawac
-
-        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
-        policy, critic, value = fawac.networks(example, width=32, depth=2, key=jax.random.key(0))
-        ```
     """
     sizes = _contract.sizes_of(example, encoder)
     shape: dict[str, Any] = {"width": width, "depth": depth, "encoder": encoder}
@@ -172,17 +162,6 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
     - `optimizers`: [`Networks`][shortcutrl.fawac.Networks] of optax transformations.
 
     **Returns:** the [`State`][shortcutrl.fawac.State]. It shares no array with `networks`, so it may be donated.
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, fawac
-
-        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
-        networks = fawac.networks(example, width=32, depth=2, key=jax.random.key(0))
-        state = fawac.init(networks, config=fawac.Config(), optimizers=fawac.OPTIMIZERS)
-        ```
     """
     return _training.start(Networks, State, networks, optimizers)
 
@@ -197,16 +176,6 @@ def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
     - `batch`: transitions with one leading axis.
 
     **Returns:** [`Draws`][shortcutrl.fawac.Draws].
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, fawac
-
-        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
-        assert fawac.draw(jax.random.key(0), batch).flow_t.shape == (8,)
-        ```
     """
     noise_key, t_key = jax.random.split(key)
     td_noise, flow_noise = jax.random.normal(noise_key, (2, *batch.action.shape), batch.action.dtype)
@@ -226,19 +195,6 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
     - `config`: static.
 
     **Returns:** the loss and the mean Q of the dataset's actions, scalars.
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, fawac
-
-        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
-        config, key = fawac.Config(), jax.random.key(0)
-        networks = fawac.networks(batch, width=32, depth=2, key=key)
-        state = fawac.init(networks, config=config, optimizers=fawac.OPTIMIZERS)
-        loss, q = fawac.critic_loss(state.critic, state, batch, fawac.draw(key, batch), config=config)
-        ```
     """
     actor = partial(rollout_k, state.policy, k=config.flow_steps, clip=config.clip)
     return _training.fit_td(critic, state.target_critic, actor, batch, draws.td_noise, config)
@@ -257,19 +213,6 @@ def value_loss(value: Any, state: State, batch: Transition, draws: Draws, *, con
     - `batch`, `draws`, `config`: as in [`critic_loss`][shortcutrl.fawac.critic_loss].
 
     **Returns:** the loss and the mean V, scalars.
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, fawac
-
-        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
-        config, key = fawac.Config(), jax.random.key(0)
-        networks = fawac.networks(batch, width=32, depth=2, key=key)
-        state = fawac.init(networks, config=config, optimizers=fawac.OPTIMIZERS)
-        loss, v = fawac.value_loss(state.value, state, batch, fawac.draw(key, batch), config=config)
-        ```
     """
     half = 0.5  # of the square
     loss, v = _training.fit_value(value, state.target_critic, batch, expectile=half, aggregate="mean")

@@ -133,16 +133,6 @@ def networks(
     - `key`: a JAX random key.
 
     **Returns:** [`Networks`][shortcutrl.fbrac.Networks]. Any other callable pytrees can take their place.
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, fbrac
-
-        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
-        policy, critic = fbrac.networks(example, width=32, depth=2, key=jax.random.key(0))
-        ```
     """
     sizes = _contract.sizes_of(example, encoder)
     shape: dict[str, Any] = {"width": width, "depth": depth, "encoder": encoder}
@@ -164,17 +154,6 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
     - `optimizers`: [`Networks`][shortcutrl.fbrac.Networks] of optax transformations.
 
     **Returns:** the [`State`][shortcutrl.fbrac.State]. It shares no array with `networks`, so it may be donated.
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, fbrac
-
-        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
-        networks = fbrac.networks(example, width=32, depth=2, key=jax.random.key(0))
-        state = fbrac.init(networks, config=fbrac.Config(), optimizers=fbrac.OPTIMIZERS)
-        ```
     """
     return _training.start(Networks, State, networks, optimizers)
 
@@ -189,16 +168,6 @@ def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
     - `batch`: transitions with one leading axis.
 
     **Returns:** [`Draws`][shortcutrl.fbrac.Draws].
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, fbrac
-
-        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
-        assert fbrac.draw(jax.random.key(0), batch).flow_t.shape == (8,)
-        ```
     """
     noise_key, t_key = jax.random.split(key)
     td_noise, noise, flow_noise = jax.random.normal(noise_key, (3, *batch.action.shape), batch.action.dtype)
@@ -218,19 +187,6 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
     - `config`: static.
 
     **Returns:** the loss and the mean Q of the dataset's actions, scalars.
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, fbrac
-
-        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
-        config, key = fbrac.Config(), jax.random.key(0)
-        networks = fbrac.networks(batch, width=32, depth=2, key=key)
-        state = fbrac.init(networks, config=config, optimizers=fbrac.OPTIMIZERS)
-        loss, q = fbrac.critic_loss(state.critic, state, batch, fbrac.draw(key, batch), config=config)
-        ```
     """
     actor = partial(rollout_k, state.policy, k=config.flow_steps, clip=config.clip)
     return _training.fit_td(critic, state.target_critic, actor, batch, draws.td_noise, config)

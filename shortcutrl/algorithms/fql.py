@@ -140,16 +140,6 @@ def networks(
     - `key`: a JAX random key.
 
     **Returns:** [`Networks`][shortcutrl.fql.Networks]. Any other callable pytrees can take their place.
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, fql
-
-        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
-        flow, student, critic = fql.networks(example, width=32, depth=2, key=jax.random.key(0))
-        ```
     """
     sizes = _contract.sizes_of(example, encoder)
     shape: dict[str, Any] = {"width": width, "depth": depth, "encoder": encoder}
@@ -172,17 +162,6 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
     - `optimizers`: [`Networks`][shortcutrl.fql.Networks] of optax transformations.
 
     **Returns:** the [`State`][shortcutrl.fql.State]. It shares no array with `networks`, so it may be donated.
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, fql
-
-        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
-        networks = fql.networks(example, width=32, depth=2, key=jax.random.key(0))
-        state = fql.init(networks, config=fql.Config(), optimizers=fql.OPTIMIZERS)
-        ```
     """
     return _training.start(Networks, State, networks, optimizers)
 
@@ -197,16 +176,6 @@ def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
     - `batch`: transitions with one leading axis.
 
     **Returns:** [`Draws`][shortcutrl.fql.Draws].
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, fql
-
-        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
-        assert fql.draw(jax.random.key(0), batch).flow_t.shape == (8,)
-        ```
     """
     noise_key, t_key = jax.random.split(key)
     td_noise, noise, flow_noise = jax.random.normal(noise_key, (3, *batch.action.shape), batch.action.dtype)
@@ -226,19 +195,6 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
     - `config`: static.
 
     **Returns:** the loss and the mean Q of the dataset's actions, scalars.
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, fql
-
-        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
-        config, key = fql.Config(), jax.random.key(0)
-        networks = fql.networks(batch, width=32, depth=2, key=key)
-        state = fql.init(networks, config=config, optimizers=fql.OPTIMIZERS)
-        loss, q = fql.critic_loss(state.critic, state, batch, fql.draw(key, batch), config=config)
-        ```
     """
     student = partial(clipped, state.student, clip=config.clip)
     return _training.fit_td(critic, state.target_critic, student, batch, draws.td_noise, config)

@@ -149,16 +149,6 @@ def networks(
     - `key`: a JAX random key.
 
     **Returns:** [`Networks`][shortcutrl.idql.Networks]. Any other callable pytrees can take their place.
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, idql
-
-        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
-        policy, critic, value = idql.networks(example, width=32, depth=2, policy_width=32, key=jax.random.key(0))
-        ```
     """
     sizes = _contract.sizes_of(example, encoder)
     shape: dict[str, Any] = {"width": width, "depth": depth, "encoder": encoder}
@@ -179,17 +169,6 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
     - `optimizers`: [`Networks`][shortcutrl.idql.Networks] of optax transformations.
 
     **Returns:** the [`State`][shortcutrl.idql.State]. It shares no array with `networks`, so it may be donated.
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, idql
-
-        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
-        networks = idql.networks(example, width=32, depth=2, policy_width=32, key=jax.random.key(0))
-        state = idql.init(networks, config=idql.Config(), optimizers=idql.OPTIMIZERS)
-        ```
     """
     return _training.start(Networks, State, networks, optimizers)
 
@@ -205,17 +184,6 @@ def draw(key: PRNGKeyArray, batch: Transition, *, config: Config) -> Draws:
     - `config`: static.
 
     **Returns:** [`Draws`][shortcutrl.idql.Draws].
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, idql
-
-        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
-        draws = idql.draw(jax.random.key(0), batch, config=idql.Config(denoising_steps=1))
-        assert (draws.t == 1).all()
-        ```
     """
     noise_key, t_key = jax.random.split(key)
     shape, dtype, steps = batch.action.shape, batch.action.dtype, config.denoising_steps
@@ -238,20 +206,6 @@ def value_loss(value: Any, state: State, batch: Transition, draws: Draws, *, con
     - `config`: static.
 
     **Returns:** the loss and the mean V, scalars.
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, idql
-
-        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
-        config, key = idql.Config(), jax.random.key(0)
-        networks = idql.networks(batch, width=32, depth=2, policy_width=32, key=key)
-        state = idql.init(networks, config=config, optimizers=idql.OPTIMIZERS)
-        draws = idql.draw(key, batch, config=config)
-        loss, v = idql.value_loss(state.value, state, batch, draws, config=config)
-        ```
     """
     return _training.fit_value(value, state.target_critic, batch, expectile=config.expectile)
 
@@ -269,20 +223,6 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
     - `batch`, `draws`, `config`: as in [`value_loss`][shortcutrl.idql.value_loss].
 
     **Returns:** the loss and the mean Q of the dataset's actions, scalars.
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, idql
-
-        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
-        config, key = idql.Config(), jax.random.key(0)
-        networks = idql.networks(batch, width=32, depth=2, policy_width=32, key=key)
-        state = idql.init(networks, config=config, optimizers=idql.OPTIMIZERS)
-        draws = idql.draw(key, batch, config=config)
-        loss, q = idql.critic_loss(state.critic, state, batch, draws, config=config)
-        ```
     """
     return _training.fit_critic(critic, state.value, batch, discount=config.discount)
 

@@ -133,16 +133,6 @@ def networks(
     - `key`: a JAX random key.
 
     **Returns:** [`Networks`][shortcutrl.ifql.Networks]. Any other callable pytrees can take their place.
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, ifql
-
-        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
-        policy, critic, value = ifql.networks(example, width=32, depth=2, key=jax.random.key(0))
-        ```
     """
     sizes = _contract.sizes_of(example, encoder)
     shape: dict[str, Any] = {"width": width, "depth": depth, "encoder": encoder}
@@ -165,17 +155,6 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
     - `optimizers`: [`Networks`][shortcutrl.ifql.Networks] of optax transformations.
 
     **Returns:** the [`State`][shortcutrl.ifql.State]. It shares no array with `networks`, so it may be donated.
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, ifql
-
-        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
-        networks = ifql.networks(example, width=32, depth=2, key=jax.random.key(0))
-        state = ifql.init(networks, config=ifql.Config(), optimizers=ifql.OPTIMIZERS)
-        ```
     """
     return _training.start(Networks, State, networks, optimizers)
 
@@ -190,16 +169,6 @@ def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
     - `batch`: transitions with one leading axis.
 
     **Returns:** [`Draws`][shortcutrl.ifql.Draws].
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, ifql
-
-        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
-        assert ifql.draw(jax.random.key(0), batch).flow_t.shape == (8,)
-        ```
     """
     noise_key, t_key = jax.random.split(key)
     shape, dtype = batch.action.shape, batch.action.dtype
@@ -221,19 +190,6 @@ def value_loss(value: Any, state: State, batch: Transition, draws: Draws, *, con
     - `config`: static.
 
     **Returns:** the loss and the mean V, scalars.
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, ifql
-
-        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
-        config, key = ifql.Config(), jax.random.key(0)
-        networks = ifql.networks(batch, width=32, depth=2, key=key)
-        state = ifql.init(networks, config=config, optimizers=ifql.OPTIMIZERS)
-        loss, v = ifql.value_loss(state.value, state, batch, ifql.draw(key, batch), config=config)
-        ```
     """
     return _training.fit_value(value, state.target_critic, batch, expectile=config.expectile)
 
@@ -252,19 +208,6 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
     - `batch`, `draws`, `config`: as in [`value_loss`][shortcutrl.ifql.value_loss].
 
     **Returns:** the loss and the mean Q of the dataset's actions, scalars.
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, ifql
-
-        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
-        config, key = ifql.Config(), jax.random.key(0)
-        networks = ifql.networks(batch, width=32, depth=2, key=key)
-        state = ifql.init(networks, config=config, optimizers=ifql.OPTIMIZERS)
-        loss, q = ifql.critic_loss(state.critic, state, batch, ifql.draw(key, batch), config=config)
-        ```
     """
     return _training.fit_critic(critic, state.value, batch, discount=config.discount)
 

@@ -133,16 +133,6 @@ def networks(
     - `key`: a JAX random key.
 
     **Returns:** [`Networks`][shortcutrl.iql.Networks]. Any other callable pytrees can take their place.
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, iql
-
-        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
-        policy, critic, value = iql.networks(example, width=32, depth=2, key=jax.random.key(0))
-        ```
     """
     sizes = _contract.sizes_of(example, encoder)
     shape: dict[str, Any] = {"width": width, "depth": depth, "encoder": encoder}
@@ -165,17 +155,6 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
     - `optimizers`: [`Networks`][shortcutrl.iql.Networks] of optax transformations.
 
     **Returns:** the [`State`][shortcutrl.iql.State]. It shares no array with `networks`, so it may be donated.
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, iql
-
-        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
-        networks = iql.networks(example, width=32, depth=2, key=jax.random.key(0))
-        state = iql.init(networks, config=iql.Config(), optimizers=iql.OPTIMIZERS)
-        ```
     """
     return _training.start(Networks, State, networks, optimizers)
 
@@ -190,16 +169,6 @@ def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
     - `batch`: transitions with one leading axis.
 
     **Returns:** [`Draws`][shortcutrl.iql.Draws].
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, iql
-
-        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
-        draws = iql.draw(jax.random.key(0), batch)
-        ```
     """
     return Draws()
 
@@ -219,19 +188,6 @@ def value_loss(value: Any, state: State, batch: Transition, draws: Draws, *, con
     - `config`: static.
 
     **Returns:** the loss and the mean V, scalars.
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, iql
-
-        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
-        config, key = iql.Config(), jax.random.key(0)
-        networks = iql.networks(batch, width=32, depth=2, key=key)
-        state = iql.init(networks, config=config, optimizers=iql.OPTIMIZERS)
-        loss, v = iql.value_loss(state.value, state, batch, iql.draw(key, batch), config=config)
-        ```
     """
     return _training.fit_value(value, state.target_critic, batch, expectile=config.expectile)
 
@@ -250,19 +206,6 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
     - `batch`, `draws`, `config`: as in [`value_loss`][shortcutrl.iql.value_loss].
 
     **Returns:** the loss and the mean Q of the dataset's actions, scalars.
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, iql
-
-        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
-        config, key = iql.Config(), jax.random.key(0)
-        networks = iql.networks(batch, width=32, depth=2, key=key)
-        state = iql.init(networks, config=config, optimizers=iql.OPTIMIZERS)
-        loss, q = iql.critic_loss(state.critic, state, batch, iql.draw(key, batch), config=config)
-        ```
     """
     return _training.fit_critic(critic, state.value, batch, discount=config.discount)
 

@@ -144,16 +144,6 @@ def networks(
     - `key`: a JAX random key.
 
     **Returns:** [`Networks`][shortcutrl.rebrac.Networks]. Any other callable pytrees can take their place.
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, rebrac
-
-        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
-        policy, critic = rebrac.networks(example, width=32, depth=2, key=jax.random.key(0))
-        ```
     """
     sizes = _contract.sizes_of(example, encoder)
     shape: dict[str, Any] = {"width": width, "depth": depth, "encoder": encoder}
@@ -175,17 +165,6 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
     - `optimizers`: [`Networks`][shortcutrl.rebrac.Networks] of optax transformations.
 
     **Returns:** the [`State`][shortcutrl.rebrac.State]. It shares no array with `networks`, so it may be donated.
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, rebrac
-
-        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
-        networks = rebrac.networks(example, width=32, depth=2, key=jax.random.key(0))
-        state = rebrac.init(networks, config=rebrac.Config(), optimizers=rebrac.OPTIMIZERS)
-        ```
     """
     return _training.start(Networks, State, networks, optimizers, updates=jnp.zeros((), jnp.int32))
 
@@ -200,16 +179,6 @@ def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
     - `batch`: transitions with one leading axis.
 
     **Returns:** [`Draws`][shortcutrl.rebrac.Draws].
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, rebrac
-
-        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
-        assert rebrac.draw(jax.random.key(0), batch).target_noise.shape == (8, 2)
-        ```
     """
     return Draws(jax.random.normal(key, batch.action.shape, batch.action.dtype))
 
@@ -232,20 +201,6 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
     **Returns:** the loss and the mean Q of the dataset's actions, scalars.
 
     **Raises:** `ValueError` for a `batch` without `next_action`.
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, rebrac
-
-        obs, action = jnp.ones((8, 3)), jnp.ones((8, 2))
-        batch = Transition(obs, action, jnp.ones(8), jnp.ones(8), obs, next_action=action)
-        config, key = rebrac.Config(), jax.random.key(0)
-        networks = rebrac.networks(batch, width=32, depth=2, key=key)
-        state = rebrac.init(networks, config=config, optimizers=rebrac.OPTIMIZERS)
-        loss, q = rebrac.critic_loss(state.critic, state, batch, rebrac.draw(key, batch), config=config)
-        ```
     """
     if batch.next_action is None:  # another shape is refused by `checked`
         raise ValueError(

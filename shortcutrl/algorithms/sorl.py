@@ -169,16 +169,6 @@ def networks(
     **Returns:** [`Networks`][shortcutrl.sorl.Networks]. Any other pair of callable pytrees can take its place.
 
     **Raises:** `ValueError` for a size below 1, or if observations are not vectors and there is no `encoder`.
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, sorl
-
-        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
-        policy, critic = sorl.networks(example, width=32, depth=2, key=jax.random.key(0))
-        ```
     """
     sizes = _contract.sizes_of(example, encoder)
     policy_key, critic_key = jax.random.split(key)
@@ -202,17 +192,6 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
 
     **Raises:** `ValueError` for a network without parameters or with parameters of fewer than 32 bits, and for an
     optimizer that needs more than gradients and parameters.
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, sorl
-
-        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
-        networks = sorl.networks(example, width=32, depth=2, key=jax.random.key(0))
-        state = sorl.init(networks, config=sorl.Config(q_weight=10.0), optimizers=sorl.OPTIMIZERS)
-        ```
     """
     return _training.start(Networks, State, networks, optimizers)
 
@@ -229,17 +208,6 @@ def draw(key: PRNGKeyArray, batch: Transition, *, config: Config, jumps_key: PRN
     - `jumps_key`: the key for the numbers of jumps, by default made from `key`.
 
     **Returns:** [`Draws`][shortcutrl.sorl.Draws].
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, sorl
-
-        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
-        draws = sorl.draw(jax.random.key(0), batch, config=sorl.Config(max_jumps=1))
-        assert draws.td_k == draws.q_k == 1 and draws.flow_t.shape == (8,)
-        ```
     """
     own_key, noise_key, flow_key, consistency_key = jax.random.split(key, 4)
     k_key = own_key if jumps_key is None else jumps_key
@@ -264,20 +232,6 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
     - `config`: static.
 
     **Returns:** the loss and the mean Q of the dataset's actions, scalars. The latter has no gradient.
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, sorl
-
-        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
-        config, key = sorl.Config(), jax.random.key(0)
-        networks = sorl.networks(batch, width=32, depth=2, key=key)
-        state = sorl.init(networks, config=config, optimizers=sorl.OPTIMIZERS)
-        draws = sorl.draw(key, batch, config=config)
-        loss, q = sorl.critic_loss(state.critic, state, batch, draws, config=config)
-        ```
     """
     obs, critic = _training.encode_once(batch.obs, critic=critic)
     networks = {"state.policy": state.policy, "state.target_critic": state.target_critic}

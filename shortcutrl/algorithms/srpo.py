@@ -163,17 +163,6 @@ def networks(
     - `key`: a JAX random key.
 
     **Returns:** [`Networks`][shortcutrl.srpo.Networks]. Any other callable pytrees can take their place.
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, srpo
-
-        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
-        networks = srpo.networks(example, width=32, depth=2, diffusion_width=32, key=jax.random.key(0))
-        diffusion, policy, critic, value = networks
-        ```
     """
     sizes = _contract.sizes_of(example, encoder)
     shape: dict[str, Any] = {"width": width, "depth": depth, "encoder": encoder}
@@ -197,17 +186,6 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
     - `optimizers`: [`Networks`][shortcutrl.srpo.Networks] of optax transformations.
 
     **Returns:** the [`State`][shortcutrl.srpo.State]. It shares no array with `networks`, so it may be donated.
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, srpo
-
-        example = Transition(jnp.ones(3), jnp.ones(2), jnp.array(1.0), jnp.array(1.0), jnp.ones(3))
-        networks = srpo.networks(example, width=32, depth=2, diffusion_width=32, key=jax.random.key(0))
-        state = srpo.init(networks, config=srpo.Config(), optimizers=srpo.OPTIMIZERS)
-        ```
     """
     return _training.start(Networks, State, networks, optimizers)
 
@@ -222,17 +200,6 @@ def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
     - `batch`: transitions with one leading axis.
 
     **Returns:** [`Draws`][shortcutrl.srpo.Draws].
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, srpo
-
-        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
-        draws = srpo.draw(jax.random.key(0), batch)
-        assert draws.policy_t.min() >= 0.02
-        ```
     """
     noise_key, diffusion_key, policy_key = jax.random.split(key, 3)
     shape, dtype = batch.action.shape, batch.action.dtype
@@ -258,19 +225,6 @@ def value_loss(value: Any, state: State, batch: Transition, draws: Draws, *, con
     - `config`: static.
 
     **Returns:** the loss and the mean V, scalars.
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, srpo
-
-        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
-        config, key = srpo.Config(), jax.random.key(0)
-        networks = srpo.networks(batch, width=32, depth=2, diffusion_width=32, key=key)
-        state = srpo.init(networks, config=config, optimizers=srpo.OPTIMIZERS)
-        loss, v = srpo.value_loss(state.value, state, batch, srpo.draw(key, batch), config=config)
-        ```
     """
     return _training.fit_value(value, state.target_critic, batch, expectile=config.expectile)
 
@@ -288,19 +242,6 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
     - `batch`, `draws`, `config`: as in [`value_loss`][shortcutrl.srpo.value_loss].
 
     **Returns:** the loss and the mean Q of the dataset's actions, scalars.
-
-    !!! Example
-
-        ```python
-        import jax, jax.numpy as jnp
-        from shortcutrl import Transition, srpo
-
-        batch = Transition(jnp.ones((8, 3)), jnp.ones((8, 2)), jnp.ones(8), jnp.ones(8), jnp.ones((8, 3)))
-        config, key = srpo.Config(), jax.random.key(0)
-        networks = srpo.networks(batch, width=32, depth=2, diffusion_width=32, key=key)
-        state = srpo.init(networks, config=config, optimizers=srpo.OPTIMIZERS)
-        loss, q = srpo.critic_loss(state.critic, state, batch, srpo.draw(key, batch), config=config)
-        ```
     """
     return _training.fit_critic(critic, state.value, batch, discount=config.discount)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from shortcutrl._checks import is_real
+from shortcutrl._checks import is_real, named_leaves
 from shortcutrl._typed import show
 
 
@@ -75,26 +75,25 @@ def copied(values: np.ndarray) -> jax.Array:
 def check_leaves(name: str, tree: Any) -> None:
     """`tree` holds arrays of real numbers, at least one, and nothing else."""
     try:
-        leaves = jax.tree.leaves_with_path({name: tree})
+        leaves = named_leaves(name, tree)
     except Exception as error:  # such as keys that cannot be sorted
         raise TypeError(f"`{name}` must be an array or a pytree of arrays, got {show(tree)}: {error}") from error
     if not leaves:
         raise TypeError(f"`{name}` holds no array, got {show(tree)}. Pass an array or a pytree of arrays.")
     for path, leaf in leaves:
-        check_numbers(path_name(path), leaf)
+        check_numbers(path, leaf)
 
 
 def check_rows(fields: dict[str, Any], like: str) -> None:
     """Every array of `fields` has as many rows as the one named `like`, at least one."""
     rows = np.shape(fields[like])[0]
-    for path, leaf in jax.tree.leaves_with_path(fields):
-        name = path_name(path)
-        if leaf.ndim == 0:
-            raise ValueError(f"`{name}` must have one row for each step, got {show(leaf)}.")
-        if leaf.shape[0] != rows:
-            stack = isinstance(fields[path[0].key], list | tuple)
-            hint = " Stack a list of steps by `np.stack(...)`." if stack else ""
-            raise ValueError(f"`{name}` has {leaf.shape[0]} rows but `{like}` has {rows}.{hint}")
+    for field, tree in sorted(fields.items()):
+        for name, leaf in named_leaves(field, tree):
+            if leaf.ndim == 0:
+                raise ValueError(f"`{name}` must have one row for each step, got {show(leaf)}.")
+            if leaf.shape[0] != rows:
+                hint = " Stack a list of steps by `np.stack(...)`." if isinstance(tree, list | tuple) else ""
+                raise ValueError(f"`{name}` has {leaf.shape[0]} rows but `{like}` has {rows}.{hint}")
     if rows == 0:
         raise ValueError(f"`{like}` is empty. A dataset needs at least one transition.")
 
@@ -104,14 +103,9 @@ def check_alike(name: str, tree: Any, other_name: str, other: Any) -> None:
     structure, expected = jax.tree.structure(tree), jax.tree.structure(other)
     if structure != expected:
         raise ValueError(f"`{name}` must have the structure of `{other_name}`, {expected}, got {structure}.")
-    for (path, leaf), like in zip(jax.tree.leaves_with_path({name: tree}), jax.tree.leaves(other), strict=True):
+    for (path, leaf), like in zip(named_leaves(name, tree), jax.tree.leaves(other), strict=True):
         if (leaf.shape, leaf.dtype) != (like.shape, like.dtype):
-            raise ValueError(f"`{path_name(path)}` must be like `{other_name}`, {show(like)}, got {show(leaf)}.")
-
-
-def path_name(path: Any) -> str:
-    """The name of a leaf of a dictionary of fields, such as `observations['camera']`."""
-    return f"{path[0].key}{jax.tree_util.keystr(path[1:])}"
+            raise ValueError(f"`{path}` must be like `{other_name}`, {show(like)}, got {show(leaf)}.")
 
 
 def refuse(name: str, values: np.ndarray, bad: np.ndarray, why: str, remedy: str = "") -> None:

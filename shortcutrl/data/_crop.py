@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
-from shortcutrl._checks import as_size, check_leading_axis, check_range
+from shortcutrl._checks import as_size, check_leading_axis, check_range, named_leaves
 from shortcutrl._sharding import split_like
 from shortcutrl._typed import show, typed
 from shortcutrl._types import Integer, ScalarLike, Transition
-from shortcutrl.data._arrays import check_alike, check_leaves, path_name
+from shortcutrl.data._arrays import check_alike, check_leaves
 
 MAX_PADDING = 2**12
 
@@ -58,10 +58,10 @@ def random_crop(
     size = check_leading_axis("batch", batch)
     check_leaves("batch.next_obs", batch.next_obs)
     check_alike("batch.next_obs", batch.next_obs, "batch.obs", batch.obs)
-    for path, leaf in jax.tree.leaves_with_path({"batch.obs": batch.obs}):
+    for name, leaf in named_leaves("batch.obs", batch.obs):
         if leaf.dtype == jnp.uint8 and leaf.ndim > 2 and not _is_image(leaf):
             raise ValueError(
-                f"`{path_name(path)}` looks like images but has {leaf.ndim} axes, got {show(leaf)}. Give images the "
+                f"`{name}` looks like images but has {leaf.ndim} axes, got {show(leaf)}. Give images the "
                 "shape (batch, height, width, channels), such as `x[..., None]`, and anything else another dtype."
             )
     observations = batch.obs, batch.next_obs

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Shaped
 
+from shortcutrl._checks import named_leaves
 from shortcutrl._typed import show, typed
 from shortcutrl._types import Bound, Obs
 from shortcutrl.data._arrays import (
@@ -17,7 +18,6 @@ from shortcutrl.data._arrays import (
     check_leaves,
     check_rows,
     copied,
-    path_name,
     refuse,
 )
 from shortcutrl.data._scale import ActionScale, as_bounds
@@ -148,8 +148,7 @@ def _either(name: str, value: Any, other: str, other_value: Any, *, required: bo
 
 def _observations(name: str, tree: Obs) -> Obs:
     check_leaves(name, tree)
-    leaves, structure = jax.tree.flatten_with_path({name: tree})
-    return structure.unflatten([as_stored(path_name(path), leaf) for path, leaf in leaves])[name]
+    return jax.tree.unflatten(jax.tree.structure(tree), [as_stored(*leaf) for leaf in named_leaves(name, tree)])
 
 
 def _breaks(obs: Obs, next_obs: Obs) -> np.ndarray:

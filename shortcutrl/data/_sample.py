@@ -8,10 +8,10 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, PRNGKeyArray
 
-from shortcutrl._checks import as_size, check_range
+from shortcutrl._checks import as_size, check_range, named_leaves
 from shortcutrl._typed import show, typed
 from shortcutrl._types import Integer, Number, Transition
-from shortcutrl.data._arrays import as_stored, check_alike, check_leaves, check_numbers, check_rows, path_name, refuse
+from shortcutrl.data._arrays import as_stored, check_alike, check_leaves, check_numbers, check_rows, refuse
 from shortcutrl.data._dataset import Dataset
 from shortcutrl.data._index import count_steps, look_ahead, rows_after, stack, stack_after
 
@@ -156,25 +156,21 @@ def _check_fields(dataset: Dataset, frame_stack: int) -> None:
     check_rows(fields, "dataset.reward")
     if dataset.next_obs is not None:
         check_alike("dataset.next_obs", dataset.next_obs, "dataset.obs", dataset.obs)
-    for path, leaf in jax.tree.leaves_with_path({"dataset.obs": dataset.obs}):
+    for name, leaf in named_leaves("dataset.obs", dataset.obs):
         if frame_stack > 1 and leaf.ndim < 2:
-            raise ValueError(
-                f"`frame_stack` needs an axis to concatenate on, got {show(leaf)} for `{path_name(path)}`."
-            )
+            raise ValueError(f"`frame_stack` needs an axis to concatenate on, got {show(leaf)} for `{name}`.")
         if frame_stack > 1 and leaf.dtype == np.uint8 and leaf.ndim == 3:
             raise ValueError(
-                f"`{path_name(path)}` looks like images without channels, got {show(leaf)}, which `frame_stack` would "
+                f"`{name}` looks like images without channels, got {show(leaf)}, which `frame_stack` would "
                 "join on their width. Give images a last axis, `x[..., None]`, and anything else another dtype."
             )
 
 
 def _on_device(dataset: Dataset) -> Dataset:
     """NumPy's arrays as JAX's, if their values fit."""
-
-    def convert(path, leaf):
-        return leaf if isinstance(leaf, jax.Array) else jnp.asarray(as_stored(path_name(path), leaf))
-
-    return jax.tree.map_with_path(convert, {"dataset": dataset})["dataset"]
+    named = named_leaves("dataset", dataset)
+    leaves = [leaf if isinstance(leaf, jax.Array) else jnp.asarray(as_stored(name, leaf)) for name, leaf in named]
+    return jax.tree.unflatten(jax.tree.structure(dataset), leaves)
 
 
 def _check_lengths(dataset: Dataset, n_step: int, chunk: int, frame_stack: int) -> None:

@@ -14,6 +14,7 @@ from shortcutrl.evaluate._pool import EnvPool
 from shortcutrl.evaluate._statistics import Evaluation
 
 MAX_EPISODES = 1_000_000
+MAX_SEED = 2**32 - 1
 
 
 @typed
@@ -66,11 +67,9 @@ def evaluate(
         assert result.episode_length.tolist() == [200, 200]
         ```
     """
-    episodes, seed = as_size("episodes", episodes), as_seed(seed)
-    if episodes > min(MAX_EPISODES, 2**32 - seed):
-        raise ValueError(
-            f"`episodes` must be at most {min(MAX_EPISODES, 2**32 - seed):,} with `seed` = {seed}, got {episodes}."
-        )
+    episodes, seed = as_size("episodes", episodes), as_size("seed", seed, 0, MAX_SEED)
+    if episodes > (most := min(MAX_EPISODES, 1 + MAX_SEED - seed)):
+        raise ValueError(f"`episodes` must be at most {most:,} with `seed` = {seed}, got {episodes}.")
     success, returns, lengths = np.zeros(episodes, bool), np.zeros(episodes), np.zeros(episodes, int)
     # Which episode each environment plays, -1 for none; across the groups, so that few episodes use every process.
     episode = np.arange(pool.groups * pool.group_size).reshape(pool.group_size, pool.groups).T.copy()
@@ -110,13 +109,6 @@ def evaluate(
         )
     warn_of_missing(success_key, info_keys)
     return Evaluation(success, returns, lengths)
-
-
-def as_seed(seed: Any) -> int:
-    seed = as_size("seed", seed, 0)
-    if seed >= 2**32:
-        raise ValueError(f"`seed` must be less than 2**32 = {2**32}, got {seed}.")
-    return seed
 
 
 def _outside(pool: EnvPool, actions: np.ndarray) -> list[np.ndarray]:

@@ -68,9 +68,7 @@ class EnvPool:
         if processes > (limit := MAX_PROCESSES_PER_CORE * cores()):
             raise ValueError(f"`processes` must be at most {limit} on {cores()} cores, got {processes}.")
         self.groups: int = max(processes, 1)
-        self.group_size: int = as_size("envs_per_process", envs_per_process)
-        if self.group_size > MAX_ENVS_PER_PROCESS:
-            raise ValueError(f"`envs_per_process` must be at most {MAX_ENVS_PER_PROCESS}, got {self.group_size}.")
+        self.group_size: int = as_size("envs_per_process", envs_per_process, maximum=MAX_ENVS_PER_PROCESS)
         self._answered: list[tuple[int, Reply]] = []
         self._in_use = threading.Lock()
         if processes == 0:

@@ -13,7 +13,7 @@ from shortcutrl._typed import show, typed
 from shortcutrl._types import Integer
 from shortcutrl.evaluate._act import Compiler
 from shortcutrl.evaluate._environment import Environment, generators_kept
-from shortcutrl.evaluate._evaluate import as_seed, warn_of_missing
+from shortcutrl.evaluate._evaluate import MAX_SEED, warn_of_missing
 
 MAX_BYTES = 4 * 2**30
 
@@ -61,7 +61,7 @@ def record(
         assert pictures.shape == (5, 4, 4, 3) and not success
         ```
     """
-    seed, every = as_seed(seed), as_size("every", every)
+    seed, every = as_size("seed", seed, 0, MAX_SEED), as_size("every", every)
     with generators_kept():
         environment = Environment(lambda: env)
         decide = Compiler(environment.action_space.shape)(act)

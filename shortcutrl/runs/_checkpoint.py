@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from shortcutrl._checks import named_leaves
 from shortcutrl._typed import show, typed
 from shortcutrl.runs._rows import as_folder
 
@@ -82,11 +83,11 @@ def read(folder: Path, step: int, state: Any) -> Any:
         if saved is None or not _alike(saved, leaf):
             found = "no such array" if saved is None else show(saved)
             raise ValueError(f"`{name}` is {show(_plain(leaf))}, but {path} holds {found}. {_REMEDY}")
-    omitted = [name for name, leaf in _named(state, is_leaf=lambda x: x is None) if leaf is None]
+    omitted = [name for name, leaf in named_leaves("state", state, is_leaf=lambda x: x is None) if leaf is None]
     within = tuple(name + separator for name in omitted for separator in (".", "["))
     if left := [name for name in arrays.keys() - like.keys() if name not in omitted and not name.startswith(within)]:
         raise ValueError(f"`state` has no `{min(left)}`, but {path} holds it. {_REMEDY}")
-    filled = [_like(arrays[name], leaf) if name in like else leaf for name, leaf in _named(state)]
+    filled = [_like(arrays[name], leaf) if name in like else leaf for name, leaf in named_leaves("state", state)]
     return jax.tree.unflatten(jax.tree.structure(state), filled)
 
 
@@ -150,13 +151,9 @@ def _load(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}).") from error
 
 
-def _named(tree: Any, **options: Any) -> list[tuple[str, Any]]:
-    return [(f"state{jax.tree_util.keystr(p)}", leaf) for p, leaf in jax.tree.leaves_with_path(tree, **options)]
-
-
 def _leaves(tree: Any) -> Iterator[tuple[str, Any]]:
     """The arrays and numbers of a pytree by their paths."""
-    for name, leaf in _named(tree):
+    for name, leaf in named_leaves("state", tree):
         if isinstance(leaf, np.ndarray | np.generic) and not _is_numeric(leaf.dtype):
             raise TypeError(f"`{name}` must be an array of numbers, got {show(leaf)}.")
         if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct | np.ndarray | np.generic | bool | int | float | complex):
