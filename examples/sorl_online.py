@@ -20,35 +20,20 @@ from shortcutrl.evaluate import EnvPool, evaluate, keyed
 from shortcutrl.runs import Run, load_checkpoint, load_settings
 from shortcutrl.suites import ogbench
 
-
-class Replay:
-    """The rows of the last `capacity` environment steps, as a dataset. An empty row is never the start of a sample."""
-
-    def __init__(self, example: data.Dataset, capacity: int):
-        empty = jax.tree.map(lambda x: np.zeros((capacity, *x.shape[1:]), x.dtype), example)
-        self.dataset = empty._replace(mask=empty.mask + 1, episode_end=np.ones(capacity, bool))
-        self.added = 0
-
-    def add(self, obs, action, reward: float, *, terminated: bool, end: bool) -> None:
-        row = obs, action, reward, not terminated, end
-        for values, value in zip(jax.tree.leaves(self.dataset), jax.tree.leaves(row), strict=True):
-            values[self.added % len(values)] = value
-        self.added += 1
+add_step = jax.jit(data.add_step, donate_argnums=0)
 
 
-def play(policy, env, seed: int, replay: Replay) -> bool:
-    """Add one episode to the replay buffer. Returns whether it succeeded."""
+def play(policy, env, seed: int, replay: data.Replay) -> tuple[data.Replay, bool]:
+    """Add one episode to the replay buffer. Returns it, and whether the episode succeeded."""
     obs, info = env.reset(seed=seed)
     key, ended = jax.random.key(seed), False
     while not ended:
         key, step_key = jax.random.split(key)
         action = np.array(policy(obs, key=step_key))
         next_obs, reward, terminated, truncated, info = env.step(action)
-        ended = terminated or truncated
-        replay.add(obs, action, reward, terminated=terminated, end=False)
-        obs = next_obs
-    replay.add(obs, np.zeros(env.action_space.shape), 0.0, terminated=False, end=True)  # the successor of the last step
-    return bool(info.get("success", False))
+        replay = add_step(replay, obs, action, reward, next_obs, terminated=terminated, truncated=truncated)
+        obs, ended = next_obs, terminated or truncated
+    return replay, bool(info.get("success", False))
 
 
 def main(
@@ -59,7 +44,7 @@ def main(
     episodes: int = 50,  # new episodes
     updates_per_episode: int = 100,  # updates after each new episode
     learning_rate: float = 1e-4,  # learning rate of Adam
-    capacity: int = 100_000,  # environment steps in the replay buffer
+    capacity: int = 100_000,  # rows of the replay buffer
     evaluation_episodes: int = 50,  # episodes of the evaluations before and after
     processes: int | None = None,  # processes for the environments of the evaluation; by default two for each core
 ) -> None:
@@ -102,13 +87,14 @@ def main(
         return state, jax.tree.map(jnp.mean, info)
 
     online = {"from": str(run), "online_learning_rate": learning_rate, "capacity": capacity}
-    replay, env, successes = Replay(task.dataset, capacity), task.make_env(), 0
+    replay, env, successes = data.empty_replay(task.dataset, capacity=capacity), task.make_env(), 0
     with Run(out, settings | online) as log, EnvPool(task.make_env, processes=processes) as pool:
         if log.step:
             raise ValueError(f"{out} holds a run that has ended: choose another --out.")
         before = evaluate(policy(state), pool, episodes=evaluation_episodes)
         for episode in tqdm(range(1, episodes + 1), unit="episode"):
-            success = play(partial(decide, state), env, 1_000_000 + episode, replay)  # no seed of the evaluation
+            seed_of_episode = 1_000_000 + episode  # no seed of the evaluation
+            replay, success = play(partial(decide, state), env, seed_of_episode, replay)
             key = jax.random.fold_in(jax.random.key(seed + 1_000_000), episode)  # no key of the training
             state, info = learn(state, task.dataset, replay.dataset, key)
             log.log(episode, {"success": success, **info._asdict()})
@@ -119,7 +105,7 @@ def main(
         low, high = result.success_interval()
         said = f"{result.success_rate:.2f} ({low:.2f} to {high:.2f}) over {len(result.success)} episodes"
         print(f"{name}: success {said}")
-    print(f"online: {successes} of {episodes} episodes, {replay.added - episodes} steps; metrics, checkpoint: {out}")
+    print(f"online: {successes} of {episodes} episodes; metrics, checkpoint: {out}")
 
 
 if __name__ == "__main__":

@@ -256,26 +256,6 @@ def test_online(home, trained_run, tmp_path):
     finish(start(home, "jumps.py", tmp_path / "out", "--states", "64"))  # it is a run of sorl.py too
 
 
-def test_the_replay_buffer_gives_the_transitions_of_its_episodes(monkeypatch):
-    """Each observation counts the steps of its episode; the buffer is smaller than what is added."""
-    monkeypatch.syspath_prepend(EXAMPLES)
-    zeros = np.zeros((2, 1), np.float32)
-    example = data.from_arrays(observations=zeros, actions=zeros, rewards=zeros[:, 0], terminals=np.ones(2))
-    replay = importlib.import_module("sorl_online").Replay(example, 20)
-    for episode, (length, terminated) in enumerate([(5, True), (7, False), (6, True), (4, False)]):
-        for step in range(length):
-            value = np.float32(100 * episode + step)
-            replay.add(value, np.zeros(1), value, terminated=terminated and step == length - 1, end=False)
-        replay.add(np.float32(100 * episode + length), np.zeros(1), 0.0, terminated=False, end=True)
-    batch = data.sample(replay.dataset, jax.random.key(0), batch_size=500)
-    seen = set(zip(*(np.asarray(x).ravel().tolist() for x in (batch.obs, batch.next_obs, batch.mask)), strict=True))
-    steps = {(100 * e + i, 100 * e + i + 1) for e, length in enumerate([5, 7, 6, 4]) for i in range(length)}
-    assert {(obs, after) for obs, after, mask in seen if mask == 1} <= steps
-    assert {(obs, mask) for obs, _, mask in seen if mask == 0} == {(205.0, 0.0)}
-    assert len(seen) > 12
-    np.testing.assert_array_equal(batch.reward, batch.obs[:, 0])
-
-
 OTHER_SCRIPTS = [
     pytest.param(name, marks=pytest.mark.slow) for name in ("jumps.py", "sorl_online.py", "test_time_scaling.py")
 ]

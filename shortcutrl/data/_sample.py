@@ -43,8 +43,8 @@ def sample(
 
     **Arguments:**
 
-    - `dataset`: a [`Dataset`][shortcutrl.data.Dataset] of JAX or NumPy arrays. Each call copies NumPy arrays to
-      the device: `jax.device_put(dataset)` does it once.
+    - `dataset`: a [`Dataset`][shortcutrl.data.Dataset] of JAX or NumPy arrays. Each call transfers NumPy arrays to
+      the device, and may read them later: do not change them. `jax.device_put(dataset)` transfers them once.
     - `key`: a JAX random key.
     - `batch_size`: at least 1. Static, like all the following.
     - `n_step`: the number of actions, or chunks, before the bootstrap. Values travel `n_step` times as far in one
