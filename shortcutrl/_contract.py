@@ -55,6 +55,7 @@ def checked(kind: Any, draw: Callable[..., Any] | None = None) -> Callable[[T], 
                 given |= {name: fixed(given[name]) for name in ("state", "batch", "draws")}
             if isinstance(given.get("batch"), Transition):
                 _check_batch(given["batch"], hasattr(given.get("config"), "discount"))
+                given["batch"] = jax.tree.map(jnp.asarray, given["batch"])
                 if draw is not None:
                     _check_draws(draw, given)
                     given["draws"] = split_like(given["batch"].action, given["draws"])

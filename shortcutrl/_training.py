@@ -43,6 +43,11 @@ class _Carried(eqx.Module):
     def __call__(self, *args, **kwargs):
         return self.unwrap()(*args, **kwargs)
 
+    def __getattr__(self, name: str) -> Any:
+        if name in ("arrays", "static") or name.startswith("__"):  # while a copy is made
+            raise AttributeError(name)
+        return getattr(self.unwrap(), name)
+
     def encode(self, obs: Any) -> Any:
         return encoded(self.unwrap(), obs)
 

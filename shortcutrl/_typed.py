@@ -11,12 +11,13 @@ from typing import Any, Literal, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from beartype import beartype
+from beartype import BeartypeConf, beartype
 from beartype.door import is_bearable
 from jax.core import Tracer
 from jaxtyping import PRNGKeyArray, TypeCheckError, jaxtyped
 
 T = TypeVar("T", bound=Callable[..., Any])
+CONF = BeartypeConf(is_pep484_tower=True)  # an integer is a `float`
 
 
 def typed(function: T) -> T:
@@ -28,7 +29,7 @@ def typed(function: T) -> T:
     if isinstance(function, type):
         function.__init__ = typed(function.__init__)
         return typing.cast(T, function)
-    checked = jaxtyped(function, typechecker=beartype)
+    checked = jaxtyped(function, typechecker=beartype(conf=CONF))
     signature = inspect.signature(function)
 
     @wraps(function)
@@ -70,7 +71,7 @@ def _is_suspect(value: Any) -> bool:
 def _fits(value: Any, hint: Any) -> bool:
     parts = _parts(hint)
     asked_for = Any in parts or (isinstance(value, bool) and bool in parts)
-    return (asked_for or not _is_suspect(value)) and is_bearable(value, hint)
+    return (asked_for or not _is_suspect(value)) and is_bearable(value, hint, conf=CONF)
 
 
 def _explain(signature: inspect.Signature, args, kwargs) -> Exception | None:

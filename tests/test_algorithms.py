@@ -473,11 +473,25 @@ def test_networks_of_equinox_with_frozen_parts(module):
     assert step._cache_size() == 1
     for name, network in zip(module.Networks._fields, mine, strict=True):
         assert jax.tree.structure(getattr(state, name).unwrap()) == jax.tree.structure(network)
+        assert getattr(state, name).mlp.depth == 1
+        with pytest.raises(AttributeError, match="'Own' object has no attribute 'logits'"):
+            _ = getattr(state, name).logits
     attention = len(jax.tree.leaves(eqx.filter(mine[0].attention, eqx.is_array)))
     for name in (frozen, *others):
         before, after = (jax.tree.leaves(getattr(each, name)) for each in (first, state))
         assert all(jnp.array_equal(*pair) for pair in zip(before[:attention], after[:attention], strict=True))
         assert all(differs(*pair) for pair in zip(before[attention:], after[attention:], strict=True))
+
+
+@every_algorithm
+def test_a_batch_of_numpy_is_converted(module, without_x64):
+    """Without the warnings of JAX that it has no float64."""
+    batch = jax.tree.map(np.asarray, transitions(dtype=np.float32))
+    wide = jax.tree.map(lambda leaf: leaf.astype(np.float64), batch)
+    options = {"config": small(module), "optimizers": optimizers(module)}
+    state = jax.eval_shape(lambda: module.init(networks(module, KEY, example=batch), **options))
+    update = lambda state, batch: module.update(state, batch, **options, key=jax.random.key(0))
+    assert jax.eval_shape(partial(update, batch=wide), state) == jax.eval_shape(update, state, batch)
 
 
 @every_algorithm

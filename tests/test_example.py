@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from running import ENV, EXAMPLES, TRAIN, finish, start
 
-from shortcutrl import data, rollout_k, sorl
+from shortcutrl import rollout_k, sorl
 from shortcutrl.runs import Run, load_settings, read_rows
 
 FILES = sorted(EXAMPLES.glob("*.py"))

@@ -1,5 +1,6 @@
 """Good input of every kind is accepted: Python's, NumPy's and JAX's numbers and arrays, keys old and new."""
 
+from dataclasses import dataclass
 from functools import partial
 
 import equinox as eqx
@@ -25,6 +26,7 @@ from shortcutrl import (
     sorl,
     td_target,
 )
+from shortcutrl._typed import typed
 
 TIMES = {
     "Python": (0.5, 0.25),
@@ -159,3 +161,15 @@ def test_values_that_are_traced_are_not_checked():
 def test_shapes_are_checked_under_jit_too():
     with pytest.raises(TypeError, match="noise"):
         jax.jit(partial(roll, k=1))(jnp.ones((5, 2)))
+
+
+def test_an_integer_is_a_number_in_a_config_of_your_own():
+    @typed
+    @dataclass(frozen=True)
+    class Config:
+        alpha: float = 1.0
+        clip: tuple[float, float] = (-1.0, 1.0)
+
+    assert Config(alpha=2, clip=(-1, 1)).alpha == 2
+    with pytest.raises(TypeError, match="`alpha` must be a number, got True"):
+        Config(alpha=True)

@@ -85,6 +85,8 @@ def assert_critic_is(plain, seed, depth=2, layer_norm=True, ensemble=3, k=None):
     q = apply(critic, obs, action, **({} if k is None else {"k": jnp.asarray(float(k))}))
     assert q.shape == (ensemble,)
     np.testing.assert_allclose(q, plain(critic, obs, action, k), rtol=1e-9, atol=1e-9)
+    if k is not None:  # as SORL draws it
+        np.testing.assert_array_equal(apply(critic, obs, action, k=jnp.int32(k)), q)
 
 
 def assert_flow_is(plain, seed, depth=2, layer_norm=False, h=0.125):

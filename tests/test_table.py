@@ -249,6 +249,28 @@ def test_an_actor_that_cannot_act_is_refused_before_the_training(run, tmp_path):
     assert not list(tmp_path.rglob("training.jsonl"))
 
 
+@pytest.mark.parametrize("result", ["state", "state, {}", "(state,), NamedTuple('Info', [])()"])
+def test_an_update_that_returns_something_else_is_refused_before_the_training(run, tmp_path, result):
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "from typing import NamedTuple\nfrom beside import *\ndef update(state, batch, *, config, optimizers, key):\n"
+        f"    return {result}\n"
+    )
+    (tmp_path / "beside.py").write_text(
+        "from shortcutrl.algorithms.bc import OPTIMIZERS, Config, actor, init, networks\n"
+    )
+    with pytest.raises(ValueError, match="`update` of mine must return a state like that of `init` and a NamedTuple"):
+        run.agents(small(run, tmp_path), str(mine), TASKS, AGENTS[:1], float("inf"))
+
+
+def test_a_setting_of_another_type_is_refused(run, tmp_path):
+    args = dataclasses.replace(small(run, tmp_path), set=("iql.alpha=abc",))
+    with pytest.raises(
+        ValueError, match=r"`set`: the settings {'alpha': 'abc'} do not fit iql: `alpha` must be a number"
+    ):
+        run.configure(args, run.load("iql"), "iql", TASKS[0])
+
+
 def test_agents_of_an_edited_file_are_not_those_of_the_file(run, tmp_path):
     mine = tmp_path / "mine.py"
     mine.write_text(Path(algorithms.__path__[0], "bc.py").read_text())

@@ -26,7 +26,7 @@ from typing import Any
 import jax
 import tyro
 from settings import Args, configure, load, options
-from training import Agent, check_actor, checksum, load_tasks, noise_shape, restore, train, trained
+from training import Agent, check_actor, check_update, checksum, load_tasks, noise_shape, restore, train, trained
 
 from shortcutrl import algorithms
 from shortcutrl.evaluate import EnvPool, Evaluation, evaluate, keyed
@@ -101,7 +101,9 @@ def agents(args: Args, method: str, names: tuple[str, ...], mine: list[tuple[str
             if (label, task, seed) not in done
         ]
         if missing:
-            check_actor(args, module, config, load_tasks(names, args.data_episodes)[names[0]].dataset, chosen)
+            dataset = load_tasks(names, args.data_episodes)[names[0]].dataset
+            check_update(args, module, config, dataset)
+            check_actor(args, module, config, dataset, chosen)
         while (left := [agent for agent in missing if agent.run.step < args.updates]) and time.monotonic() < end:
             tasks, least = load_tasks(names, args.data_episodes), min(agent.run.step for agent in left)
             group = [agent for agent in left if agent.run.step == least]

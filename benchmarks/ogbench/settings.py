@@ -47,6 +47,7 @@ def load(method: str) -> ModuleType:
     if method.endswith(".py"):
         if not Path(method).exists():
             raise ValueError(f"`methods`: there is no file {method}.")
+        sys.path.append(str(Path(method).parent))  # for modules beside it
         spec = importlib.util.spec_from_file_location(Path(method).stem, method)
         module = importlib.util.module_from_spec(spec)  # pyright: ignore[reportArgumentType]
         sys.modules[spec.name] = module  # pyright: ignore[reportOptionalMemberAccess]
@@ -79,11 +80,14 @@ def options(changes: tuple[str, ...], method: str, flag: str) -> dict[str, Any]:
 
 def configure(args: Args, module: ModuleType, method: str, task: str) -> Any:
     """The published settings of the task's environment, with the changes of --set."""
-    config = SETTINGS.get(method, {}).get(task.split("-singletask")[0], module.Config())
     changes = options(args.set, method, "set")
-    if unknown := changes.keys() - {field.name for field in dataclasses.fields(config)}:
+    if unknown := changes.keys() - {field.name for field in dataclasses.fields(module.Config)}:
         raise ValueError(f"`set`: {method} has no setting {', '.join(sorted(unknown))}.")
-    return dataclasses.replace(config, **changes)
+    try:
+        config = SETTINGS.get(method, {}).get(task.split("-singletask")[0]) or module.Config()
+        return dataclasses.replace(config, **changes)
+    except TypeError as error:
+        raise ValueError(f"`set`: the settings {changes} do not fit {method}: {error}") from error
 
 
 @functools.cache  # the same object for every agent

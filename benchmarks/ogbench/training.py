@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from settings import Args, optimizers
@@ -70,6 +71,17 @@ def check_actor(args: Args, module: ModuleType, config: Any, dataset: data.Datas
         jax.eval_shape(act, jax.tree.map(lambda leaf: leaf[0], dataset.obs))
     except (TypeError, ValueError) as error:
         raise ValueError(f"`act`: the actor of {module.__name__} cannot act with {chosen}: {error}") from error
+
+
+def check_update(args: Args, module: ModuleType, config: Any, dataset: data.Dataset) -> None:
+    """Check what an update returns. Otherwise a training would fail only after its first block of updates."""
+    state = initial(args, module, config, dataset, 0)
+    batch = data.sample(dataset, jax.random.key(0), batch_size=1, **sampling(args, config))
+    update = functools.partial(module.update, config=config, optimizers=optimizers(args, module))
+    result = eqx.filter_eval_shape(update, state, batch, key=jax.random.key(0))
+    pair = isinstance(result, tuple) and len(result) == 2
+    if not pair or not hasattr(result[1], "_asdict") or jax.tree.structure(result[0]) != jax.tree.structure(state):
+        raise ValueError(f"`update` of {module.__name__} must return a state like that of `init` and a NamedTuple.")
 
 
 @functools.cache  # compiled once for all agents that train one after the other

@@ -111,7 +111,8 @@ class State(NamedTuple):
 class Draws(NamedTuple):
     """All the randomness of one update; arrays with the batch as their leading axis, except the numbers of jumps.
 
-    - `td_k`, `q_k`: the numbers of jumps of the TD target and of the policy's improvement, integers.
+    - `td_k`, `q_k`: the numbers of jumps of the TD target and of the policy's improvement, integers. Where `jit` traces
+      them, a critic takes them as `k=`, but `rollout_k` does not.
     - `td_noise`, `q_noise`: the noise of the actions in the TD target and in the policy's improvement, shape
       `(batch, action)`.
     - `flow_noise`, `flow_t`: the noise and the times of flow matching, shapes `(batch, action)` and `(batch,)`.

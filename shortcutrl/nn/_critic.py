@@ -6,7 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from shortcutrl import _checks
 from shortcutrl._typed import typed
@@ -82,7 +82,9 @@ class EnsembleCritic(Encodes):
         self.members = eqx.filter_vmap(member)(jax.random.split(key, as_layer("ensemble", ensemble)))
 
     @typed
-    def __call__(self, obs: Obs, action: ActionLike, *, k: ScalarLike | None = None) -> Float[Array, " ensemble"]:
+    def __call__(
+        self, obs: Obs, action: ActionLike, *, k: ScalarLike | Int[Array, ""] | None = None
+    ) -> Float[Array, " ensemble"]:
         if self.condition_on_k != (k is not None):
             raise ValueError(
                 "`k` is missing: this critic sees the number of jumps. Bind it by `functools.partial(critic, k=4)`; in "
