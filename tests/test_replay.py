@@ -1,5 +1,6 @@
 """A replay buffer holds the last environment steps, each with its own successor."""
 
+import itertools
 from functools import partial
 
 import jax
@@ -71,6 +72,27 @@ def test_the_samples_are_the_stored_steps(n, seed):
     np.testing.assert_allclose(batch.reward, reward, rtol=1e-6)
     np.testing.assert_array_equal(batch.mask, ~terminated)
     np.testing.assert_array_equal(np.where(terminated, after, batch.next_obs[:, 0]), after)
+    follows = {a[0]: b[1] for a, b in itertools.pairwise(taken) if a[3] == b[0]}
+    expected = [follows.get(step[0], step[1]) for step in map(known.get, batch.obs[:, 0].tolist())]
+    np.testing.assert_allclose(batch.next_action, np.where(terminated[:, None], action, expected), rtol=1e-6)
+
+
+def test_the_last_action_of_an_episode_is_repeated():
+    """Although the successor's row held another step before."""
+    taken = [(time, np.full(2, 0.01 * time), 0.0, time + 1, False, time in (5, 9)) for time in np.arange(1.0, 10.0)]
+    batch = draw(fill(taken, 6).dataset)
+    assert set(map(float, batch.obs[:, 0])) == {6, 7, 8, 9}
+    np.testing.assert_allclose(batch.next_action[:, 0], 0.01 * np.minimum(batch.obs[:, 0] + 1, 9), rtol=1e-6)
+
+
+def test_chunks_end_with_the_newest_step():
+    taken = [(float(time), np.full(2, 0.01 * time), 0.0, time + 1.0, False, False) for time in range(1, 12)]
+    options = {"batch_size": 256, "chunk": 2, "discount": DISCOUNT}
+    batch = jax.jit(partial(data.sample, **options))(fill(taken, 8).dataset, jax.random.key(0))
+    assert batch.obs.max() == 10
+    np.testing.assert_allclose(batch.action[:, 2], batch.action[:, 0] + 0.01, rtol=1e-5)
+    newest = batch.obs[:, 0] == 10
+    np.testing.assert_allclose(batch.next_action[newest], 0.11, rtol=1e-6)
 
 
 def test_an_empty_buffer_has_no_samples():
@@ -101,6 +123,11 @@ def test_observations_keep_their_structure_and_dtype():
     assert replay.dataset.obs["camera"][1].min() == 255
     assert replay.dataset.obs["state"].dtype == jnp.float32
     bad = obs | {"camera": np.ones((4, 4, 3), np.float32)}
+    replay = data.add_step(jax.device_get(replay), obs, np.ones(2), 1, obs, terminated=1.0, truncated=False)
+    assert replay.dataset.mask[1] == 0
+    wide = obs | {"camera": np.full((4, 4, 3), 300, np.uint16)}
+    with pytest.raises(ValueError, match=r"`obs\['camera'\]` must be uint8, as in the buffer, got uint16"):
+        data.add_step(replay, wide, np.ones(2), 1.0, obs, terminated=False, truncated=False)
     with pytest.raises(ValueError, match=r"`obs\['camera'\]` must be uint8, as in the buffer, got float32"):
         data.add_step(replay, bad, np.ones(2), 1.0, obs, terminated=False, truncated=False)
 
@@ -111,7 +138,8 @@ def test_observations_keep_their_structure_and_dtype():
         ({"obs": np.zeros(2)}, r"`obs` must have shape \(1,\), as in the buffer, got \(2,\)"),
         ({"next_obs": np.zeros((1, 1))}, r"`next_obs` must have shape \(1,\), as in the buffer, got \(1, 1\)"),
         ({"action": np.zeros(3)}, r"`action` must have shape \(2,\), as in the buffer, got \(3,\)"),
-        ({"terminated": 1.0}, "`terminated` must be True or False"),
+        ({"terminated": "no"}, "`terminated` must be True or False or a number"),
+        ({"obs": [np.zeros(1)]}, r"`obs` must have shape \(1,\), as in the buffer, got \[\(1,\)\]"),
         ({"reward": "1"}, "`reward` must be a number"),
     ],
 )
@@ -122,6 +150,6 @@ def test_a_step_that_does_not_fit_is_refused(changes, message):
         data.add_step(data.empty_replay(example(), capacity=3), **step)
 
 
-def test_a_capacity_below_two_is_refused():
-    with pytest.raises(ValueError, match="`capacity` must be an integer of at least 2, got 1"):
-        data.empty_replay(example(), capacity=1)
+def test_a_capacity_below_three_is_refused():
+    with pytest.raises(ValueError, match="`capacity` must be an integer of at least 3, got 2"):
+        data.empty_replay(example(), capacity=2)

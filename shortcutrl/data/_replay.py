@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, Shaped
+from jaxtyping import Array, Int, Shaped
 
 from shortcutrl._checks import as_scalar, as_size, check_numbers, named_leaves
 from shortcutrl._typed import show, typed
@@ -18,8 +18,12 @@ class Replay(NamedTuple):
     """The last environment steps, as a dataset for [`data.sample`][shortcutrl.data.sample].
 
     Each observation is stored once. The row after the newest step holds its successor, as the end of an episode, until
-    the next step takes that row. So every stored step can be sampled at any time, in the middle of an episode, too,
-    except one in the last row that does not end in a terminal state. Empty rows are not sampled.
+    the next step takes that row. So stored steps can be sampled at any time, also in the middle of an episode. The
+    exception is a step in the last row that does not end in a terminal state. Frame stacks do not reach back beyond the
+    first row or the oldest step: as at the start of an episode, they repeat the first observation.
+
+    Empty rows are not sampled. [`data.sample`][shortcutrl.data.sample] draws rows until enough are valid, so a batch
+    takes longer while less than about a hundredth of the rows are filled.
 
     - `dataset`: a [`Dataset`][shortcutrl.data.Dataset] with one row for each step and one more for each episode.
     - `row`: where the next step is stored, an integer.
@@ -36,11 +40,11 @@ def empty_replay(example: Dataset, *, capacity: Integer) -> Replay:
     **Arguments:**
 
     - `example`: a dataset with observations and actions of the same shapes and dtypes, such as the offline one.
-    - `capacity`: the number of rows, at least 2. When they are full, each step replaces the oldest one.
+    - `capacity`: the number of rows, at least 3. When they are full, each step replaces the oldest one.
 
     **Returns:** a [`Replay`][shortcutrl.data.Replay] of JAX arrays.
 
-    **Raises:** `ValueError` for a `capacity` below 2.
+    **Raises:** `ValueError` for a `capacity` below 3.
 
     !!! Example
 
@@ -57,7 +61,7 @@ def empty_replay(example: Dataset, *, capacity: Integer) -> Replay:
         assert (batch.next_obs == 1).all()
         ```
     """
-    capacity = as_size("capacity", capacity, 2)
+    capacity = as_size("capacity", capacity, 3)
     check_leaves("example.obs", example.obs)
     rows = lambda leaf: jnp.zeros((capacity, *leaf.shape[1:]), jnp.asarray(leaf[:0]).dtype)
     reward = jnp.zeros(capacity, jnp.float32)
@@ -75,10 +79,13 @@ def add_step(
     reward: Number | Shaped[Array | np.ndarray, ""],
     next_obs: Obs,
     *,
-    terminated: bool | np.bool_ | Bool[Array | np.ndarray, ""],
-    truncated: bool | np.bool_ | Bool[Array | np.ndarray, ""],
+    terminated: bool | np.bool_ | Number | Shaped[Array | np.ndarray, ""],
+    truncated: bool | np.bool_ | Number | Shaped[Array | np.ndarray, ""],
 ) -> Replay:
     """Add one environment step, in the place of the oldest one if the buffer is full.
+
+    Add the steps of one environment in their order; several environments need a buffer each. Store what the dataset
+    stores: for example normalized observations, single frames, and the actions of single steps.
 
     Pure. Outside of `jit` each call copies the buffer, so use `jax.jit(data.add_step, donate_argnums=0)`.
 
@@ -88,8 +95,8 @@ def add_step(
     - `obs`, `next_obs`: the observations before and after the step, like one of the dataset.
     - `action`: in the range of the policy, shape `(action,)`.
     - `reward`: a scalar.
-    - `terminated`: whether the step ends in a terminal state, which has no value: its mask is 0.
-    - `truncated`: whether the episode ends for another reason.
+    - `terminated`: whether the step ends in a terminal state, which has no value: its mask is 0. A bool or a number.
+    - `truncated`: whether the episode ends for another reason. A bool or a number.
 
     **Returns:** the [`Replay`][shortcutrl.data.Replay] with the step.
 
@@ -108,7 +115,7 @@ def add_step(
         assert replay.dataset.mask[0] == 0
         ```
     """
-    dataset, row = replay
+    dataset, row = jax.tree.map(jnp.asarray, replay)
     after = (row + 1) % len(dataset.reward)
     _check_like("obs", obs, dataset.obs)
     _check_like("next_obs", next_obs, dataset.obs)
@@ -117,10 +124,10 @@ def add_step(
     observations = jax.tree.map(
         lambda field, before, then: put(put(field, row, before), after, then), dataset.obs, obs, next_obs
     )
-    ended = jnp.logical_or(terminated, truncated)
+    ended = jnp.logical_or(terminated, truncated).astype(row.dtype)
     dataset = Dataset(
         observations,
-        put(dataset.action, row, action),
+        put(put(dataset.action, row, action), after, action),  # the last action of an episode is repeated
         put(dataset.reward, row, as_scalar("reward", reward, dataset.reward.dtype)),
         put(put(dataset.mask, row, jnp.logical_not(terminated)), after, 1),
         put(put(dataset.episode_end, row, False), after, True),
@@ -132,8 +139,8 @@ def _check_like(name: str, value: Any, field: Any) -> None:
     """`value` can be stored as a row of `field`."""
     check_numbers(name, value)
     shapes = [jax.tree.map(jnp.shape, value), jax.tree.map(lambda leaf: leaf.shape[1:], field)]
-    if shapes[0] != shapes[1]:
+    if shapes[0] != shapes[1] or jax.tree.structure(value) != jax.tree.structure(field):
         raise ValueError(f"`{name}` must have shape {shapes[1]}, as in the buffer, got {shapes[0]}.")
     for (path, leaf), like in zip(named_leaves(name, value), jax.tree.leaves(field), strict=True):
-        if not np.can_cast(jnp.result_type(leaf), like.dtype, "same_kind"):
+        if not jnp.issubdtype(like.dtype, jnp.floating) and not np.can_cast(jnp.result_type(leaf), like.dtype):
             raise ValueError(f"`{path}` must be {like.dtype}, as in the buffer, got {show(leaf)}. Convert it.")
