@@ -49,8 +49,8 @@ def checked(kind: Any, draw: Callable[..., Any] | None = None) -> Callable[[T], 
                 elif name == "updates":
                     _checks.as_scalar("state.updates", network, jnp.int32)
             for name, loss in given.items():
-                if name.endswith("_loss"):
-                    given[name] = _returning_like(signature.parameters[name].default, loss)
+                if name.endswith("_loss") and callable(loss):
+                    given[name] = _in_place_of(signature.parameters[name].default, name, loss)
             if draw is not None:
                 given |= {name: fixed(given[name]) for name in ("state", "batch", "draws")}
             if isinstance(given.get("batch"), Transition):
@@ -66,22 +66,23 @@ def checked(kind: Any, draw: Callable[..., Any] | None = None) -> Callable[[T], 
     return decorate
 
 
-def _returning_like(own: Callable[..., Any], loss: Any) -> Any:
-    """A loss in the place of an algorithm's `own`, with a check that it returns scalars in the same form."""
+def _in_place_of(own: Any, name: str, loss: Callable[..., Any]) -> Callable[..., Any]:
+    """A loss in the place of an algorithm's `own`: it must return scalars in the form that `own` is annotated with."""
+    hint = inspect.signature(own).return_annotation if callable(own) else None
 
     def form(hint: Any, scalar: Any) -> Any:
         is_tuple = typing.get_origin(hint) is tuple
         return tuple(form(part, scalar) for part in typing.get_args(hint)) if is_tuple else scalar
 
-    def checked_loss(*args, **kwargs):
-        result = loss(*args, **kwargs)
-        hint, shapes = inspect.signature(own).return_annotation, jax.tree.map(jnp.shape, result)
-        if shapes != form(hint, ()):
+    def checked_loss(learner, state, batch, draws, *, config):
+        result = loss(learner, state, batch, split_like(batch.action, draws), config=config)
+        shapes = jax.tree.map(jnp.shape, result)
+        if typing.get_origin(hint) is tuple and shapes != form(hint, ()):
             words = str(form(hint, "scalar")).replace("'", "")
-            raise TypeError(f"`{own.__name__}` must return {words}, as the library's does, got shapes {shapes}.")
+            raise TypeError(f"`{name}` must return a tuple {words}, as the library's does, got shapes {shapes}.")
         return jax.tree.map(jnp.asarray, result)
 
-    return checked_loss if callable(loss) and loss is not own else loss
+    return loss if loss is own else checked_loss
 
 
 def fixed(tree: Any) -> Any:

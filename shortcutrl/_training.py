@@ -24,27 +24,27 @@ class _Carried(eqx.Module):
     A deep copy has the same static part, so `jit` does not compile again for it. For a copy by pickle, it does.
     """
 
-    arrays: list[Array | None]
-    static: Any = eqx.field(static=True)
+    _arrays: list[Array | None]
+    _static: Any = eqx.field(static=True)
 
     def __deepcopy__(self, memo: Any) -> Any:
-        return _Carried(copy.deepcopy(self.arrays, memo), self.static)
+        return _Carried(copy.deepcopy(self._arrays, memo), self._static)
 
     def __reduce__(self) -> Any:
-        leaves, structure = self.static
-        return _unpickled, (self.arrays, leaves, jax.tree.unflatten(structure, range(len(leaves))))
+        leaves, structure = self._static
+        return _unpickled, (self._arrays, leaves, jax.tree.unflatten(structure, range(len(leaves))))
 
     def unwrap(self) -> Any:
         """The network in the form in which the user made it."""
-        leaves, structure = self.static
-        merged = [leaf if array is None else array for array, leaf in zip(self.arrays, leaves, strict=True)]
+        leaves, structure = self._static
+        merged = [leaf if array is None else array for array, leaf in zip(self._arrays, leaves, strict=True)]
         return jax.tree.unflatten(structure, merged)
 
     def __call__(self, *args, **kwargs):
         return self.unwrap()(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("arrays", "static") or name.startswith("__"):  # while a copy is made
+        if name in ("_arrays", "_static") or name.startswith("__"):  # while a copy is made
             raise AttributeError(name)
         return getattr(self.unwrap(), name)
 
@@ -95,13 +95,13 @@ def _as_group(kind: Any, name: str, values: Any) -> Any:
 def parameters(network: Any) -> Any:
     """What optimizers see: the network as the user made it, with `None` for all but the floating-point arrays."""
     arrays = eqx.filter(network, eqx.is_inexact_array)
-    return jax.tree.unflatten(network.static[1], arrays.arrays) if isinstance(network, _Carried) else arrays
+    return jax.tree.unflatten(network._static[1], arrays._arrays) if isinstance(network, _Carried) else arrays
 
 
 def _apply(updates: Any, network: Any) -> Any:
     """The network after an update of its `parameters`."""
     if isinstance(network, _Carried):
-        updates = _Carried(network.static[1].flatten_up_to(updates), network.static)
+        updates = _Carried(network._static[1].flatten_up_to(updates), network._static)
     return eqx.apply_updates(network, updates)
 
 

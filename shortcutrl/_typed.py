@@ -65,6 +65,8 @@ def _is_suspect(value: Any) -> bool:
     """Whether a value is an instance of `int`, `np.integer` or `np.ndarray`, but not a number or numbers."""
     if type(value) is int:
         return value.bit_length() > 127  # no float32 holds it
+    if type(value) in (tuple, list):
+        return any(map(_is_suspect, value))
     return isinstance(value, bool | np.timedelta64 | np.ma.MaskedArray)
 
 
@@ -177,6 +179,8 @@ def _describe(hint: Any) -> str:
 def _remedy(name: str, hint: Any, value: Any, given: dict[str, Any]) -> str:
     """What to do about it."""
     array = isinstance(value, jax.Array | np.ndarray)
+    if isinstance(value, np.number) and float in _parts(hint):
+        return f"Pass `float({name})`."
     if isinstance(value, np.ma.MaskedArray):
         return f"Fill what is masked: `{name}.filled(...)`."
     if hint == PRNGKeyArray:

@@ -374,7 +374,7 @@ def test_an_update_takes_other_losses(module):
 def test_another_loss_must_return_what_the_own_one_does():
     options = {"config": small(MODULES["sorl"]), "optimizers": optimizers(MODULES["sorl"])}
     forgets_terms = lambda policy, state, batch, draws, *, config: jnp.zeros(())
-    said = r"`policy_loss` must return \(scalar, \(scalar, scalar, scalar\)\), .* got shapes \(\)"
+    said = r"`policy_loss` must return a tuple \(scalar, \(scalar, scalar, scalar\)\), .* got shapes \(\)"
     with pytest.raises(TypeError, match=said):
         MODULES["sorl"].update(start(MODULES["sorl"]), transitions(), key=KEY, policy_loss=forgets_terms, **options)
 

@@ -196,6 +196,10 @@ for name, module in MODULES.items():
     state = jax.eval_shape(lambda: module.init(networks(module, key, example=split), **options))
     one, _ = jax.eval_shape(partial(update, key=key), state, split)
     assert not is_split(one), name
+    def replaced(policy, state, batch, draws, *, config):  # uses the draws itself
+        jax.vmap(lambda action, *drawn: action)(batch.action, *(leaf for leaf in jax.tree.leaves(draws) if leaf.ndim))
+        return module.policy_loss(policy, state, batch, draws, config=config)
+    jax.eval_shape(partial(update, key=key, policy_loss=replaced), state, split)
     for_each = jax.vmap(lambda state, key: update(state, batch, key=key), in_axes=(None, 0))
     agents, _ = jax.eval_shape(for_each, state, keys)
     assert is_split(agents), name

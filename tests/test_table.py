@@ -253,11 +253,10 @@ def test_an_actor_that_cannot_act_is_refused_before_the_training(run, tmp_path):
 def test_an_update_that_returns_something_else_is_refused_before_the_training(run, tmp_path, result):
     mine = tmp_path / "mine.py"
     mine.write_text(
-        "from typing import NamedTuple\nfrom beside import *\ndef update(state, batch, *, config, optimizers, key):\n"
-        f"    return {result}\n"
-    )
-    (tmp_path / "beside.py").write_text(
+        "from typing import NamedTuple\n"
         "from shortcutrl.algorithms.bc import OPTIMIZERS, Config, actor, init, networks\n"
+        "def update(state, batch, *, config, optimizers, key):\n"
+        f"    return {result}\n"
     )
     with pytest.raises(ValueError, match="`update` of mine must return a state like that of `init` and a NamedTuple"):
         run.agents(small(run, tmp_path), str(mine), TASKS, AGENTS[:1], float("inf"))

@@ -47,7 +47,6 @@ def load(method: str) -> ModuleType:
     if method.endswith(".py"):
         if not Path(method).exists():
             raise ValueError(f"`methods`: there is no file {method}.")
-        sys.path.append(str(Path(method).parent))  # for modules beside it
         spec = importlib.util.spec_from_file_location(Path(method).stem, method)
         module = importlib.util.module_from_spec(spec)  # pyright: ignore[reportArgumentType]
         sys.modules[spec.name] = module  # pyright: ignore[reportOptionalMemberAccess]

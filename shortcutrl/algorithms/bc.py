@@ -186,8 +186,8 @@ def update(
     - `config`: static.
     - `optimizers`: those that the state was made with.
     - `key`: a JAX random key; not used, because nothing is drawn.
-    - `policy_loss`: by default that of this module. A function in its place takes the same arguments and returns the
-      same kinds of results.
+    - `policy_loss`: static, by default that of this module. A replacement takes the same arguments and returns the same
+      kinds of results.
 
     **Returns:** the new state and [`Info`][shortcutrl.bc.Info].
 

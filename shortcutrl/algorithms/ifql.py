@@ -265,8 +265,8 @@ def update(
     - `config`: static.
     - `optimizers`: those that the state was made with.
     - `key`: a JAX random key, a new one for each update.
-    - `value_loss`, `critic_loss`, `policy_loss`: by default those of this module. A function in the place of
-      one takes the same arguments and returns the same kinds of results.
+    - `value_loss`, `critic_loss`, `policy_loss`: static, by default those of this module. A replacement takes the
+      same arguments and returns the same kinds of results.
 
     **Returns:** the new state and [`Info`][shortcutrl.ifql.Info].
 

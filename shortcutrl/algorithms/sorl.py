@@ -112,7 +112,7 @@ class Draws(NamedTuple):
     """All the randomness of one update; arrays with the batch as their leading axis, except the numbers of jumps.
 
     - `td_k`, `q_k`: the numbers of jumps of the TD target and of the policy's improvement, integers. Where `jit` traces
-      them, a critic takes them as `k=`, but `rollout_k` does not.
+      them, a critic takes them as `k=`. `rollout_k` takes static ones: select its result by `jax.lax.switch`.
     - `td_noise`, `q_noise`: the noise of the actions in the TD target and in the policy's improvement, shape
       `(batch, action)`.
     - `flow_noise`, `flow_t`: the noise and the times of flow matching, shapes `(batch, action)` and `(batch,)`.
@@ -320,8 +320,8 @@ def update(
     - `key`: a JAX random key, a new one for each update.
     - `jumps_key`: the key for the numbers of jumps, by default made from `key`. Under `jax.vmap` over agents, pass one
       shared key; otherwise `lax.switch` evaluates every branch for each agent.
-    - `critic_loss`, `policy_loss`: by default those of this module. A function in the place of
-      one takes the same arguments and returns the same kinds of results.
+    - `critic_loss`, `policy_loss`: static, by default those of this module. A replacement takes the
+      same arguments and returns the same kinds of results.
 
     **Returns:** the new state and [`Info`][shortcutrl.sorl.Info].
 
