@@ -55,7 +55,7 @@ def checked(kind: Any, draw: Callable[..., Any] | None = None) -> Callable[[T], 
                 given |= {name: fixed(given[name]) for name in ("state", "batch", "draws")}
             if isinstance(given.get("batch"), Transition):
                 _check_batch(given["batch"], hasattr(given.get("config"), "discount"))
-                given["batch"] = jax.tree.map(jnp.asarray, given["batch"])
+                given["batch"] = jax.tree.map(lambda x: jnp.asarray(x) if _checks.is_real(x) else x, given["batch"])
                 if draw is not None:
                     _check_draws(draw, given)
                     given["draws"] = split_like(given["batch"].action, given["draws"])
@@ -87,7 +87,7 @@ def _in_place_of(own: Any, name: str, loss: Callable[..., Any]) -> Callable[...,
 
 def fixed(tree: Any) -> Any:
     """The same without gradients; functions among its leaves stay as they are."""
-    return jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_array(leaf) else leaf, tree)
+    return jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf) if isinstance(leaf, jax.Array) else leaf, tree)
 
 
 def check_network(name: str, network: Any) -> None:

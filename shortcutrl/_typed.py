@@ -65,8 +65,6 @@ def _is_suspect(value: Any) -> bool:
     """Whether a value is an instance of `int`, `np.integer` or `np.ndarray`, but not a number or numbers."""
     if type(value) is int:
         return value.bit_length() > 127  # no float32 holds it
-    if type(value) in (tuple, list):
-        return any(map(_is_suspect, value))
     return isinstance(value, bool | np.timedelta64 | np.ma.MaskedArray)
 
 
