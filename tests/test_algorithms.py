@@ -483,7 +483,7 @@ def test_networks_of_equinox_with_frozen_parts(module):
         assert all(differs(*pair) for pair in zip(before[attention:], after[attention:], strict=True))
 
 
-@every_algorithm
+@every_algorithm_in_time
 def test_a_batch_of_numpy_is_converted(module, without_x64):
     """Without the warnings of JAX that it has no float64."""
     batch = jax.tree.map(np.asarray, transitions(dtype=np.float32))
