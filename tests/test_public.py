@@ -134,7 +134,7 @@ def test_every_public_name_is_documented(name):
 def test_every_function_says_what_it_takes_and_gives(name):
     docstring, arguments = inspect.getdoc(SYMBOLS[name]), inspect.signature(SYMBOLS[name]).parameters
     owner, _, own = name.partition(".")
-    # The examples of `policy_loss` and `update` show these.
+    # The examples of `policy_loss` and `update` stand for these.
     shown = owner in MODULES and own in ("networks", "init", "draw", "critic_loss", "value_loss")
     for section in ("**Arguments:**", "**Returns:**", "!!! Example")[not arguments : 2 if shown else 3]:
         assert section in docstring, f"the docstring of {name} has no {section}"

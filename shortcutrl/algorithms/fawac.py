@@ -214,9 +214,8 @@ def value_loss(value: Any, state: State, batch: Transition, draws: Draws, *, con
 
     **Returns:** the loss and the mean V, scalars.
     """
-    half = 0.5  # of the square
-    loss, v = _training.fit_value(value, state.target_critic, batch, expectile=half, aggregate="mean")
-    return 2 * loss, v
+    half, v = _training.fit_value(value, state.target_critic, batch, expectile=0.5, aggregate="mean")
+    return 2 * half, v
 
 
 @_contract.checked(Networks, draw)

@@ -23,7 +23,7 @@ class Replay(NamedTuple):
     first row or the oldest step: as at the start of an episode, they repeat the first observation.
 
     Empty rows are not sampled. [`data.sample`][shortcutrl.data.sample] draws rows until enough are valid, so a batch
-    takes longer while less than about a hundredth of the rows are filled.
+    takes longer while few rows are filled.
 
     - `dataset`: a [`Dataset`][shortcutrl.data.Dataset] with one row for each step and one more for each episode.
     - `row`: where the next step is stored, an integer.
@@ -63,7 +63,7 @@ def empty_replay(example: Dataset, *, capacity: Integer) -> Replay:
     """
     capacity = as_size("capacity", capacity, 3)
     check_leaves("example.obs", example.obs)
-    rows = lambda leaf: jnp.zeros((capacity, *leaf.shape[1:]), jnp.asarray(leaf[:0]).dtype)
+    rows = lambda leaf: jnp.zeros((capacity, *leaf.shape[1:]), jax.dtypes.canonicalize_dtype(leaf.dtype))
     reward = jnp.zeros(capacity, jnp.float32)
     dataset = Dataset(
         jax.tree.map(rows, example.obs), rows(example.action), reward, reward + 1, jnp.ones(capacity, bool)
