@@ -136,7 +136,8 @@ def test_every_function_says_what_it_takes_and_gives(name):
     owner, _, own = name.partition(".")
     # The examples of `policy_loss` and `update` stand for these.
     shown = owner in MODULES and own in ("networks", "init", "draw", "critic_loss", "value_loss")
-    for section in ("**Arguments:**", "**Returns:**", "!!! Example")[not arguments : 2 if shown else 3]:
+    sections = ["**Arguments:**", "**Raises:**"] * bool(arguments) + ["**Returns:**"] + ["!!! Example"] * (not shown)
+    for section in sections:
         assert section in docstring, f"the docstring of {name} has no {section}"
     for argument in arguments:
         said = f"`{argument}`" in docstring or "as in [" in docstring

@@ -99,6 +99,8 @@ def networks(
     - `key`: a JAX random key.
 
     **Returns:** [`Networks`][shortcutrl.bc.Networks]. Any other callable pytree can take its place.
+
+    **Raises:** as [`sorl.networks`][shortcutrl.sorl.networks].
     """
     sizes = _contract.sizes_of(example, encoder)
     return Networks(nn.GaussianPolicy(*sizes, width=width, depth=depth, encoder=encoder, key=key))
@@ -115,6 +117,8 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
     - `optimizers`: [`Networks`][shortcutrl.bc.Networks] of one optax transformation.
 
     **Returns:** the [`State`][shortcutrl.bc.State]. It shares no array with `networks`, so it may be donated.
+
+    **Raises:** as [`sorl.init`][shortcutrl.sorl.init].
     """
     return _training.start(Networks, State, networks, optimizers)
 
@@ -129,6 +133,8 @@ def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
     - `batch`: transitions with one leading axis.
 
     **Returns:** [`Draws`][shortcutrl.bc.Draws].
+
+    **Raises:** as [`sorl.draw`][shortcutrl.sorl.draw].
     """
     return Draws()
 
@@ -146,6 +152,8 @@ def policy_loss(policy: Any, state: State, batch: Transition, draws: Draws, *, c
     - `config`: static.
 
     **Returns:** the loss and its likelihood term, which are equal; scalars.
+
+    **Raises:** as [`sorl.critic_loss`][shortcutrl.sorl.critic_loss].
 
     !!! Example
 
@@ -191,6 +199,8 @@ def update(
 
     **Returns:** the new state and [`Info`][shortcutrl.bc.Info].
 
+    **Raises:** as [`sorl.update`][shortcutrl.sorl.update].
+
     !!! Example
 
         ```python
@@ -219,6 +229,8 @@ def actor(state: State, *, config: Config, sample: bool = False) -> Actor:
     - `sample`: whether to add the noise. The published evaluation uses the mean.
 
     **Returns:** an [`Actor`][shortcutrl.Actor], a pytree, whose noise has shape `(action,)`.
+
+    **Raises:** `TypeError` for a `state` of another algorithm.
 
     !!! Example
 

@@ -173,6 +173,8 @@ def networks(
     - `key`: a JAX random key.
 
     **Returns:** [`Networks`][shortcutrl.cac.Networks]. Any other pair of callable pytrees can take their place.
+
+    **Raises:** as [`sorl.networks`][shortcutrl.sorl.networks].
     """
     sizes = _contract.sizes_of(example, encoder)
     policy_key, critic_key = jax.random.split(key)
@@ -191,6 +193,8 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
     - `optimizers`: [`Networks`][shortcutrl.cac.Networks] of optax transformations.
 
     **Returns:** the [`State`][shortcutrl.cac.State]. It shares no array with `networks`, so it may be donated.
+
+    **Raises:** as [`sorl.init`][shortcutrl.sorl.init].
     """
     return _training.start(Networks, State, networks, optimizers, updates=jnp.zeros((), jnp.int32))
 
@@ -206,6 +210,8 @@ def draw(key: PRNGKeyArray, batch: Transition, *, config: Config) -> Draws:
     - `config`: static.
 
     **Returns:** [`Draws`][shortcutrl.cac.Draws].
+
+    **Raises:** as [`sorl.draw`][shortcutrl.sorl.draw].
     """
     td_key, q_key, noise_key, level_key = jax.random.split(key, 4)
     (size, action), dtype = batch.action.shape, batch.action.dtype
@@ -236,6 +242,8 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
     - `config`: static.
 
     **Returns:** the loss and the mean Q of the dataset's actions, scalars.
+
+    **Raises:** as [`sorl.critic_loss`][shortcutrl.sorl.critic_loss].
     """
     act = _actor(state.target_policy, config)
 
@@ -270,6 +278,8 @@ def policy_loss(
     - `batch`, `draws`, `config`: as in [`critic_loss`][shortcutrl.cac.critic_loss].
 
     **Returns:** the loss, its consistency and Q losses before weighting by `eta`, and N; scalars.
+
+    **Raises:** as [`sorl.critic_loss`][shortcutrl.sorl.critic_loss].
 
     !!! Example
 
@@ -329,6 +339,8 @@ def update(
 
     **Returns:** the new state and [`Info`][shortcutrl.cac.Info].
 
+    **Raises:** as [`sorl.update`][shortcutrl.sorl.update].
+
     !!! Example
 
         ```python
@@ -362,6 +374,8 @@ def actor(state: State, *, config: Config) -> Actor:
     - `config`: the `Config` of the training.
 
     **Returns:** an [`Actor`][shortcutrl.Actor], a pytree, whose noise has shape `(sample_steps, action)`.
+
+    **Raises:** `TypeError` for a `state` of another algorithm.
 
     !!! Example
 

@@ -140,6 +140,8 @@ def networks(
     - `key`: a JAX random key.
 
     **Returns:** [`Networks`][shortcutrl.fawac.Networks]. Any other callable pytrees can take their place.
+
+    **Raises:** as [`sorl.networks`][shortcutrl.sorl.networks].
     """
     sizes = _contract.sizes_of(example, encoder)
     shape: dict[str, Any] = {"width": width, "depth": depth, "encoder": encoder}
@@ -162,6 +164,8 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
     - `optimizers`: [`Networks`][shortcutrl.fawac.Networks] of optax transformations.
 
     **Returns:** the [`State`][shortcutrl.fawac.State]. It shares no array with `networks`, so it may be donated.
+
+    **Raises:** as [`sorl.init`][shortcutrl.sorl.init].
     """
     return _training.start(Networks, State, networks, optimizers)
 
@@ -176,6 +180,8 @@ def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
     - `batch`: transitions with one leading axis.
 
     **Returns:** [`Draws`][shortcutrl.fawac.Draws].
+
+    **Raises:** as [`sorl.draw`][shortcutrl.sorl.draw].
     """
     noise_key, t_key = jax.random.split(key)
     td_noise, flow_noise = jax.random.normal(noise_key, (2, *batch.action.shape), batch.action.dtype)
@@ -195,6 +201,8 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
     - `config`: static.
 
     **Returns:** the loss and the mean Q of the dataset's actions, scalars.
+
+    **Raises:** as [`sorl.critic_loss`][shortcutrl.sorl.critic_loss].
     """
     actor = partial(rollout_k, state.policy, k=config.flow_steps, clip=config.clip)
     return _training.fit_td(critic, state.target_critic, actor, batch, draws.td_noise, config)
@@ -213,6 +221,8 @@ def value_loss(value: Any, state: State, batch: Transition, draws: Draws, *, con
     - `batch`, `draws`, `config`: as in [`critic_loss`][shortcutrl.fawac.critic_loss].
 
     **Returns:** the loss and the mean V, scalars.
+
+    **Raises:** as [`sorl.critic_loss`][shortcutrl.sorl.critic_loss].
     """
     half, v = _training.fit_value(value, state.target_critic, batch, expectile=0.5, aggregate="mean")
     return 2 * half, v
@@ -233,6 +243,8 @@ def policy_loss(
     - `batch`, `draws`, `config`: as in [`critic_loss`][shortcutrl.fawac.critic_loss].
 
     **Returns:** the loss, and the means of its two factors: flow matching and the weight; scalars.
+
+    **Raises:** as [`sorl.critic_loss`][shortcutrl.sorl.critic_loss].
 
     !!! Example
 
@@ -283,6 +295,8 @@ def update(
 
     **Returns:** the new state and [`Info`][shortcutrl.fawac.Info].
 
+    **Raises:** as [`sorl.update`][shortcutrl.sorl.update].
+
     !!! Example
 
         ```python
@@ -314,6 +328,8 @@ def actor(state: State, *, config: Config) -> Actor:
     - `config`: the `Config` of the training.
 
     **Returns:** an [`Actor`][shortcutrl.Actor], a pytree, whose noise has shape `(action,)`.
+
+    **Raises:** `TypeError` for a `state` of another algorithm.
 
     !!! Example
 

@@ -133,6 +133,8 @@ def networks(
     - `key`: a JAX random key.
 
     **Returns:** [`Networks`][shortcutrl.fbrac.Networks]. Any other callable pytrees can take their place.
+
+    **Raises:** as [`sorl.networks`][shortcutrl.sorl.networks].
     """
     sizes = _contract.sizes_of(example, encoder)
     shape: dict[str, Any] = {"width": width, "depth": depth, "encoder": encoder}
@@ -154,6 +156,8 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
     - `optimizers`: [`Networks`][shortcutrl.fbrac.Networks] of optax transformations.
 
     **Returns:** the [`State`][shortcutrl.fbrac.State]. It shares no array with `networks`, so it may be donated.
+
+    **Raises:** as [`sorl.init`][shortcutrl.sorl.init].
     """
     return _training.start(Networks, State, networks, optimizers)
 
@@ -168,6 +172,8 @@ def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
     - `batch`: transitions with one leading axis.
 
     **Returns:** [`Draws`][shortcutrl.fbrac.Draws].
+
+    **Raises:** as [`sorl.draw`][shortcutrl.sorl.draw].
     """
     noise_key, t_key = jax.random.split(key)
     td_noise, noise, flow_noise = jax.random.normal(noise_key, (3, *batch.action.shape), batch.action.dtype)
@@ -187,6 +193,8 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
     - `config`: static.
 
     **Returns:** the loss and the mean Q of the dataset's actions, scalars.
+
+    **Raises:** as [`sorl.critic_loss`][shortcutrl.sorl.critic_loss].
     """
     actor = partial(rollout_k, state.policy, k=config.flow_steps, clip=config.clip)
     return _training.fit_td(critic, state.target_critic, actor, batch, draws.td_noise, config)
@@ -207,6 +215,8 @@ def policy_loss(
     - `batch`, `draws`, `config`: as in [`critic_loss`][shortcutrl.fbrac.critic_loss].
 
     **Returns:** the loss, and its terms before weighting: flow matching, and minus Q; scalars.
+
+    **Raises:** as [`sorl.critic_loss`][shortcutrl.sorl.critic_loss].
 
     !!! Example
 
@@ -258,6 +268,8 @@ def update(
 
     **Returns:** the new state and [`Info`][shortcutrl.fbrac.Info].
 
+    **Raises:** as [`sorl.update`][shortcutrl.sorl.update].
+
     !!! Example
 
         ```python
@@ -288,6 +300,8 @@ def actor(state: State, *, config: Config) -> Actor:
     - `config`: the `Config` of the training.
 
     **Returns:** an [`Actor`][shortcutrl.Actor], a pytree, whose noise has shape `(action,)`.
+
+    **Raises:** `TypeError` for a `state` of another algorithm.
 
     !!! Example
 

@@ -149,6 +149,8 @@ def networks(
     - `key`: a JAX random key.
 
     **Returns:** [`Networks`][shortcutrl.idql.Networks]. Any other callable pytrees can take their place.
+
+    **Raises:** as [`sorl.networks`][shortcutrl.sorl.networks].
     """
     sizes = _contract.sizes_of(example, encoder)
     shape: dict[str, Any] = {"width": width, "depth": depth, "encoder": encoder}
@@ -169,6 +171,8 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
     - `optimizers`: [`Networks`][shortcutrl.idql.Networks] of optax transformations.
 
     **Returns:** the [`State`][shortcutrl.idql.State]. It shares no array with `networks`, so it may be donated.
+
+    **Raises:** as [`sorl.init`][shortcutrl.sorl.init].
     """
     return _training.start(Networks, State, networks, optimizers)
 
@@ -184,6 +188,8 @@ def draw(key: PRNGKeyArray, batch: Transition, *, config: Config) -> Draws:
     - `config`: static.
 
     **Returns:** [`Draws`][shortcutrl.idql.Draws].
+
+    **Raises:** as [`sorl.draw`][shortcutrl.sorl.draw].
     """
     noise_key, t_key = jax.random.split(key)
     shape, dtype, steps = batch.action.shape, batch.action.dtype, config.denoising_steps
@@ -206,6 +212,8 @@ def value_loss(value: Any, state: State, batch: Transition, draws: Draws, *, con
     - `config`: static.
 
     **Returns:** the loss and the mean V, scalars.
+
+    **Raises:** as [`sorl.critic_loss`][shortcutrl.sorl.critic_loss].
     """
     return _training.fit_value(value, state.target_critic, batch, expectile=config.expectile)
 
@@ -223,6 +231,8 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
     - `batch`, `draws`, `config`: as in [`value_loss`][shortcutrl.idql.value_loss].
 
     **Returns:** the loss and the mean Q of the dataset's actions, scalars.
+
+    **Raises:** as [`sorl.critic_loss`][shortcutrl.sorl.critic_loss].
     """
     return _training.fit_critic(critic, state.value, batch, discount=config.discount)
 
@@ -238,6 +248,8 @@ def policy_loss(policy: Any, state: State, batch: Transition, draws: Draws, *, c
     - `batch`, `draws`, `config`: as in [`value_loss`][shortcutrl.idql.value_loss].
 
     **Returns:** the loss and its denoising term, which are equal; scalars.
+
+    **Raises:** as [`sorl.critic_loss`][shortcutrl.sorl.critic_loss].
 
     !!! Example
 
@@ -285,6 +297,8 @@ def update(
       same arguments and returns the same kinds of results.
 
     **Returns:** the new state and [`Info`][shortcutrl.idql.Info].
+
+    **Raises:** as [`sorl.update`][shortcutrl.sorl.update].
 
     !!! Example
 

@@ -133,6 +133,8 @@ def networks(
     - `key`: a JAX random key.
 
     **Returns:** [`Networks`][shortcutrl.ifql.Networks]. Any other callable pytrees can take their place.
+
+    **Raises:** as [`sorl.networks`][shortcutrl.sorl.networks].
     """
     sizes = _contract.sizes_of(example, encoder)
     shape: dict[str, Any] = {"width": width, "depth": depth, "encoder": encoder}
@@ -155,6 +157,8 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
     - `optimizers`: [`Networks`][shortcutrl.ifql.Networks] of optax transformations.
 
     **Returns:** the [`State`][shortcutrl.ifql.State]. It shares no array with `networks`, so it may be donated.
+
+    **Raises:** as [`sorl.init`][shortcutrl.sorl.init].
     """
     return _training.start(Networks, State, networks, optimizers)
 
@@ -169,6 +173,8 @@ def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
     - `batch`: transitions with one leading axis.
 
     **Returns:** [`Draws`][shortcutrl.ifql.Draws].
+
+    **Raises:** as [`sorl.draw`][shortcutrl.sorl.draw].
     """
     noise_key, t_key = jax.random.split(key)
     shape, dtype = batch.action.shape, batch.action.dtype
@@ -190,6 +196,8 @@ def value_loss(value: Any, state: State, batch: Transition, draws: Draws, *, con
     - `config`: static.
 
     **Returns:** the loss and the mean V, scalars.
+
+    **Raises:** as [`sorl.critic_loss`][shortcutrl.sorl.critic_loss].
     """
     return _training.fit_value(value, state.target_critic, batch, expectile=config.expectile)
 
@@ -208,6 +216,8 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
     - `batch`, `draws`, `config`: as in [`value_loss`][shortcutrl.ifql.value_loss].
 
     **Returns:** the loss and the mean Q of the dataset's actions, scalars.
+
+    **Raises:** as [`sorl.critic_loss`][shortcutrl.sorl.critic_loss].
     """
     return _training.fit_critic(critic, state.value, batch, discount=config.discount)
 
@@ -223,6 +233,8 @@ def policy_loss(policy: Any, state: State, batch: Transition, draws: Draws, *, c
     - `batch`, `draws`, `config`: as in [`value_loss`][shortcutrl.ifql.value_loss].
 
     **Returns:** the loss and its flow matching term, which are equal; scalars.
+
+    **Raises:** as [`sorl.critic_loss`][shortcutrl.sorl.critic_loss].
 
     !!! Example
 
@@ -269,6 +281,8 @@ def update(
       same arguments and returns the same kinds of results.
 
     **Returns:** the new state and [`Info`][shortcutrl.ifql.Info].
+
+    **Raises:** as [`sorl.update`][shortcutrl.sorl.update].
 
     !!! Example
 

@@ -133,6 +133,8 @@ def networks(
     - `key`: a JAX random key.
 
     **Returns:** [`Networks`][shortcutrl.iql.Networks]. Any other callable pytrees can take their place.
+
+    **Raises:** as [`sorl.networks`][shortcutrl.sorl.networks].
     """
     sizes = _contract.sizes_of(example, encoder)
     shape: dict[str, Any] = {"width": width, "depth": depth, "encoder": encoder}
@@ -155,6 +157,8 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
     - `optimizers`: [`Networks`][shortcutrl.iql.Networks] of optax transformations.
 
     **Returns:** the [`State`][shortcutrl.iql.State]. It shares no array with `networks`, so it may be donated.
+
+    **Raises:** as [`sorl.init`][shortcutrl.sorl.init].
     """
     return _training.start(Networks, State, networks, optimizers)
 
@@ -169,6 +173,8 @@ def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
     - `batch`: transitions with one leading axis.
 
     **Returns:** [`Draws`][shortcutrl.iql.Draws].
+
+    **Raises:** as [`sorl.draw`][shortcutrl.sorl.draw].
     """
     return Draws()
 
@@ -188,6 +194,8 @@ def value_loss(value: Any, state: State, batch: Transition, draws: Draws, *, con
     - `config`: static.
 
     **Returns:** the loss and the mean V, scalars.
+
+    **Raises:** as [`sorl.critic_loss`][shortcutrl.sorl.critic_loss].
     """
     return _training.fit_value(value, state.target_critic, batch, expectile=config.expectile)
 
@@ -206,6 +214,8 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
     - `batch`, `draws`, `config`: as in [`value_loss`][shortcutrl.iql.value_loss].
 
     **Returns:** the loss and the mean Q of the dataset's actions, scalars.
+
+    **Raises:** as [`sorl.critic_loss`][shortcutrl.sorl.critic_loss].
     """
     return _training.fit_critic(critic, state.value, batch, discount=config.discount)
 
@@ -227,6 +237,8 @@ def policy_loss(policy: Any, state: State, batch: Transition, draws: Draws, *, c
     - `batch`, `draws`, `config`: as in [`value_loss`][shortcutrl.iql.value_loss].
 
     **Returns:** the loss, and the mean of minus the log-likelihood of the dataset's actions; scalars.
+
+    **Raises:** as [`sorl.critic_loss`][shortcutrl.sorl.critic_loss].
 
     !!! Example
 
@@ -282,6 +294,8 @@ def update(
 
     **Returns:** the new state and [`Info`][shortcutrl.iql.Info].
 
+    **Raises:** as [`sorl.update`][shortcutrl.sorl.update].
+
     !!! Example
 
         ```python
@@ -314,6 +328,8 @@ def actor(state: State, *, config: Config, sample: bool = False) -> Actor:
     - `sample`: whether to add the noise. The published evaluation uses the mean.
 
     **Returns:** an [`Actor`][shortcutrl.Actor], a pytree, whose noise has shape `(action,)`.
+
+    **Raises:** `TypeError` for a `state` of another algorithm.
 
     !!! Example
 

@@ -144,6 +144,8 @@ def networks(
     - `key`: a JAX random key.
 
     **Returns:** [`Networks`][shortcutrl.rebrac.Networks]. Any other callable pytrees can take their place.
+
+    **Raises:** as [`sorl.networks`][shortcutrl.sorl.networks].
     """
     sizes = _contract.sizes_of(example, encoder)
     shape: dict[str, Any] = {"width": width, "depth": depth, "encoder": encoder}
@@ -165,6 +167,8 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
     - `optimizers`: [`Networks`][shortcutrl.rebrac.Networks] of optax transformations.
 
     **Returns:** the [`State`][shortcutrl.rebrac.State]. It shares no array with `networks`, so it may be donated.
+
+    **Raises:** as [`sorl.init`][shortcutrl.sorl.init].
     """
     return _training.start(Networks, State, networks, optimizers, updates=jnp.zeros((), jnp.int32))
 
@@ -179,6 +183,8 @@ def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
     - `batch`: transitions with one leading axis.
 
     **Returns:** [`Draws`][shortcutrl.rebrac.Draws].
+
+    **Raises:** as [`sorl.draw`][shortcutrl.sorl.draw].
     """
     return Draws(jax.random.normal(key, batch.action.shape, batch.action.dtype))
 
@@ -239,6 +245,8 @@ def policy_loss(
 
     **Returns:** the loss, and its terms before normalising and weighting: minus Q, and the squared distance, a sum over
     the action's dimensions; scalars.
+
+    **Raises:** as [`sorl.critic_loss`][shortcutrl.sorl.critic_loss].
 
     !!! Example
 
@@ -338,6 +346,8 @@ def actor(state: State, *, config: Config) -> Actor:
     - `config`: the `Config` of the training.
 
     **Returns:** an [`Actor`][shortcutrl.Actor], a pytree. It ignores its noise, which has shape `(action,)`.
+
+    **Raises:** `TypeError` for a `state` of another algorithm.
 
     !!! Example
 

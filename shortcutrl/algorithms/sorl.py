@@ -35,7 +35,7 @@ class Networks(NamedTuple):
 
 
 OPTIMIZERS = Networks(*[optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-4))] * 2)
-"""The published optimizers: Adam with learning rate 1e-4, after clipping the gradient to norm 1."""
+"""Adam with learning rate 1e-4 after clipping the gradient to norm 1, as published, but one for each network."""
 
 
 @typed
@@ -46,8 +46,9 @@ class Config:
     Plain data: hashable (a static argument of `jax.jit`), picklable, and `Config(**json.loads(json.dumps(
     dataclasses.asdict(config))))` is equal to `config`.
 
-    - `num_steps`: M, the largest number of jumps that the policy learns, a power of two. Flow matching trains jumps of
-      size 1/M.
+    - `num_steps`: M, the largest number of jumps that the policy learns, a power of two of at most 4,096. Flow matching
+      trains jumps of size 1/M. With more than 256, make your own
+      [`ShortcutPolicy`][shortcutrl.nn.ShortcutPolicy] with `smallest_step=1 / num_steps`.
     - `max_jumps`: M_BTT, the largest number of jumps that Q is maximised through, a power of two of at most
       `num_steps`. Each update draws k from 1, 2, 4, ..., `max_jumps`: once for the TD target, once for the policy.
     - `discount`: γ, in [0, 1].
@@ -209,6 +210,9 @@ def draw(key: PRNGKeyArray, batch: Transition, *, config: Config, jumps_key: PRN
     - `jumps_key`: the key for the numbers of jumps, by default made from `key`.
 
     **Returns:** [`Draws`][shortcutrl.sorl.Draws].
+
+    **Raises:** `TypeError` or `ValueError` for a `batch` of another form, such as one without transitions or with
+    arrays of different lengths.
     """
     own_key, noise_key, flow_key, consistency_key = jax.random.split(key, 4)
     k_key = own_key if jumps_key is None else jumps_key
@@ -233,6 +237,9 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
     - `config`: static.
 
     **Returns:** the loss and the mean Q of the dataset's actions, scalars. The latter has no gradient.
+
+    **Raises:** `TypeError` or `ValueError` for a `state`, `batch` or `draws` of another form; otherwise as
+    [`td_loss`][shortcutrl.td_loss].
     """
     obs, critic = _training.encode_once(batch.obs, critic=critic)
     networks = {"state.policy": state.policy, "state.target_critic": state.target_critic}
@@ -250,7 +257,10 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
 def policy_loss(
     policy: Any, state: State, batch: Transition, draws: Draws, *, config: Config
 ) -> tuple[Scalar, tuple[Scalar, Scalar, Scalar]]:
-    r"""Compute $w_1 L_\text{flow matching} + w_2 L_\text{self-consistency} + w_3 L_Q$ of a batch.
+    r"""Compute $w_1 L_\text{flow matching} + w_2 L_\text{self-consistency} + w_3 L_Q / \overline{|Q|}$ of a batch.
+
+    The divisor is the batch's mean |Q| of the policy's actions, or 1 without `normalize_q`. No gradient flows through
+    it.
 
     **Arguments:**
 
@@ -258,8 +268,10 @@ def policy_loss(
     - `state`: its `target_policy` is the teacher of self-consistency, and its `critic` evaluates the policy's actions.
     - `batch`, `draws`, `config`: as in [`critic_loss`][shortcutrl.sorl.critic_loss].
 
-    **Returns:** the loss, and its terms before weighting: Q, flow matching, self-consistency; scalars. The terms have
-    no gradient.
+    **Returns:** the loss, and its terms before weighting and normalising: minus Q, flow matching, self-consistency;
+    scalars. The terms have no gradient.
+
+    **Raises:** as [`sorl.critic_loss`][shortcutrl.sorl.critic_loss].
 
     !!! Example
 
@@ -358,8 +370,10 @@ def actor(state: State, *, config: Config, k: Integer | None = None, n: Integer 
 
     - `state`: from [`update`][shortcutrl.sorl.update].
     - `config`: the `Config` of the training.
-    - `k`: the number of jumps, by default `config.num_steps`.
-    - `n`: the number of candidates. With 1 the actor's noise has shape `(action,)`, otherwise `(n, action)`.
+    - `k`: the number of jumps, from 1 to 4,096, by default `config.num_steps`.
+    - `n`: the number of candidates, from 1 to 4,096. With 1 the actor's noise has shape `(action,)`, otherwise
+      `(n, action)`. A critic that sees k ranks them at this `k`: it was trained at 1, 2, 4, ..., `max_jumps`, and
+      extrapolates at others.
 
     **Returns:** an [`Actor`][shortcutrl.Actor] that can be an argument of a function under `equinox.filter_jit`.
 

@@ -163,6 +163,8 @@ def networks(
     - `key`: a JAX random key.
 
     **Returns:** [`Networks`][shortcutrl.srpo.Networks]. Any other callable pytrees can take their place.
+
+    **Raises:** as [`sorl.networks`][shortcutrl.sorl.networks].
     """
     sizes = _contract.sizes_of(example, encoder)
     shape: dict[str, Any] = {"width": width, "depth": depth, "encoder": encoder}
@@ -186,6 +188,8 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
     - `optimizers`: [`Networks`][shortcutrl.srpo.Networks] of optax transformations.
 
     **Returns:** the [`State`][shortcutrl.srpo.State]. It shares no array with `networks`, so it may be donated.
+
+    **Raises:** as [`sorl.init`][shortcutrl.sorl.init].
     """
     return _training.start(Networks, State, networks, optimizers)
 
@@ -200,6 +204,8 @@ def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
     - `batch`: transitions with one leading axis.
 
     **Returns:** [`Draws`][shortcutrl.srpo.Draws].
+
+    **Raises:** as [`sorl.draw`][shortcutrl.sorl.draw].
     """
     noise_key, diffusion_key, policy_key = jax.random.split(key, 3)
     shape, dtype = batch.action.shape, batch.action.dtype
@@ -225,6 +231,8 @@ def value_loss(value: Any, state: State, batch: Transition, draws: Draws, *, con
     - `config`: static.
 
     **Returns:** the loss and the mean V, scalars.
+
+    **Raises:** as [`sorl.critic_loss`][shortcutrl.sorl.critic_loss].
     """
     return _training.fit_value(value, state.target_critic, batch, expectile=config.expectile)
 
@@ -242,6 +250,8 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
     - `batch`, `draws`, `config`: as in [`value_loss`][shortcutrl.srpo.value_loss].
 
     **Returns:** the loss and the mean Q of the dataset's actions, scalars.
+
+    **Raises:** as [`sorl.critic_loss`][shortcutrl.sorl.critic_loss].
     """
     return _training.fit_critic(critic, state.value, batch, discount=config.discount)
 
@@ -263,6 +273,8 @@ def policy_loss(
     - `batch`, `draws`, `config`: as in [`value_loss`][shortcutrl.srpo.value_loss].
 
     **Returns:** the loss, and the denoising and Q losses before weighting; scalars.
+
+    **Raises:** as [`sorl.critic_loss`][shortcutrl.sorl.critic_loss].
 
     !!! Example
 
@@ -325,6 +337,8 @@ def update(
 
     **Returns:** the new state and [`Info`][shortcutrl.srpo.Info].
 
+    **Raises:** as [`sorl.update`][shortcutrl.sorl.update].
+
     !!! Example
 
         ```python
@@ -359,6 +373,8 @@ def actor(state: State, *, config: Config) -> Actor:
     - `config`: the `Config` of the training.
 
     **Returns:** an [`Actor`][shortcutrl.Actor], a pytree. It ignores its noise, which has shape `(action,)`.
+
+    **Raises:** `TypeError` for a `state` of another algorithm.
 
     !!! Example
 

@@ -34,8 +34,10 @@ class ShortcutPolicy(Encodes):
       parameters are trained with the network. `None` for observations that are vectors.
     - `key`: a JAX random key for the initial weights.
 
-    **Raises:** `ValueError` for a size below 1, `smallest_step` outside (0, 1), or a `matmul_dtype` of integers. A call
-    raises it for `t` or `h` outside [0, 1] where they are known, and for sizes other than the network's.
+    **Raises:** `ValueError` for a size below 1, or one that is too large to be meant (an observation or action above
+    131,072, a `width` above 16,384, a `depth` above 1,024); for `smallest_step` outside (0, 1) and a `matmul_dtype` of
+    integers. A call raises it for `t` or `h` outside [0, 1] where they are known, and for sizes other than the
+    network's.
 
     !!! Example
 
