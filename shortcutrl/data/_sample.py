@@ -46,7 +46,7 @@ def sample(
     - `dataset`: a [`Dataset`][shortcutrl.data.Dataset] of JAX or NumPy arrays. Each call transfers NumPy arrays to
       the device, and may read them later: do not change them. `jax.device_put(dataset)` transfers them once.
     - `key`: a JAX random key.
-    - `batch_size`: at least 1. Static, like all the following.
+    - `batch_size`: from 1 to 2^20. Static, like all the following.
     - `n_step`: the number of actions, or chunks, before the bootstrap. Values travel `n_step` times as far in one
       update. More than 1 is biased towards the behaviour policy.
     - `chunk`: H, the number of consecutive actions that become one. A policy of chunks carries out H actions for each
@@ -68,8 +68,8 @@ def sample(
     If `dataset` is traced and has no valid start, `reward` is NaN.
 
     **Raises:** `TypeError` or `ValueError` for fields that are not arrays of real numbers or differ in length;
-    `ValueError` for an `n_step` or a `chunk` that is longer than every episode, and for a stack of uint8 images without
-    channels.
+    `ValueError` for `n_step * chunk` or a `frame_stack` above the number of rows, a `chunk` that is longer than every
+    episode (where the values are known), and a stack of uint8 images without channels.
 
     !!! Example
 
@@ -176,16 +176,15 @@ def _on_device(dataset: Dataset) -> Dataset:
 def _check_lengths(dataset: Dataset, n_step: int, chunk: int, frame_stack: int) -> None:
     """There is a valid start, as far as the values are known, and no window is longer than the data."""
     longest, what = len(dataset.reward), "row(s) of the dataset"
-    if frame_stack > longest:
-        raise ValueError(f"`frame_stack` must be at most {longest}, the {what}, got {frame_stack}.")
+    for name, length in {"frame_stack": frame_stack, "n_step * chunk": n_step * chunk}.items():
+        if length > longest:
+            raise ValueError(f"`{name}` must be at most {longest}, the {what}, got {length}.")
     if not isinstance(dataset.mask, Tracer) and not isinstance(dataset.episode_end, Tracer):
         longest, what = _longest(dataset), "transition(s) of the longest episode"
     if longest == 0:
         raise ValueError("`dataset` has no transition with a known successor. Make it by `data.from_arrays`.")
     if chunk > longest:
         raise ValueError(f"`chunk` must be at most {longest}, the {what}, got {chunk}.")
-    if n_step * chunk > longest:
-        raise ValueError(f"`n_step * chunk` must be at most {longest}, the {what}, got {n_step * chunk}.")
 
 
 def _longest(dataset: Dataset) -> int:
