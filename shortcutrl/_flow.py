@@ -40,7 +40,7 @@ def flow_matching_loss(
 
     - `velocity`: as in [`shortcut_step`][shortcutrl.shortcut_step]. Gradients flow into it.
     - `obs`: one observation, any pytree.
-    - `action`: the dataset's action for this observation, shape `(action,)`.
+    - `action`: the dataset's action for this observation, shape `(action,)`. Gradients flow through it and `noise`.
     - `noise`: a draw from the standard normal, shape `(action,)`.
     - `t`: the time, in [0, 1].
     - `h`: the step size that `velocity` is called with, in [0, 1 - t]: 0 for the instantaneous velocity, or the
@@ -188,18 +188,20 @@ def shortcut_loss(
     flow_matching_weight = jnp.asarray(flow_matching_weight, action.dtype)
     self_consistency_weight = jnp.asarray(self_consistency_weight, action.dtype)
     noise_key, times_key, sc_noise_key, sc_times_key = jax.random.split(key, 4)
+    seen = encoded(velocity, obs)
 
     times = flow_matching_times or partial(draw_flow_matching, num_steps=num_steps)
     t, h = times_of("flow_matching_times", times, times_key, action.dtype)
     noise = jax.random.normal(noise_key, action.shape, action.dtype)
-    flow_matching = flow_matching_loss(velocity, obs, action, noise, t, h=h)
+    flow_matching = flow_matching_loss(velocity, seen, action, noise, t, h=h)
     if num_steps == 1:
         return flow_matching_weight * flow_matching, ShortcutInfo(flow_matching, jnp.zeros_like(flow_matching))
 
     times = self_consistency_times or partial(draw_self_consistency, num_steps=num_steps)
     t, h = times_of("self_consistency_times", times, sc_times_key, action.dtype)
     noise = jax.random.normal(sc_noise_key, action.shape, action.dtype)
-    self_consistency = self_consistency_loss(velocity, teacher, obs, action, noise, t, h)
+    student = lambda _, *at: velocity(seen, *at)  # the teacher encodes `obs` itself
+    self_consistency = self_consistency_loss(student, teacher, obs, action, noise, t, h)
     loss = flow_matching_weight * flow_matching + self_consistency_weight * self_consistency
     return loss, ShortcutInfo(flow_matching, self_consistency)
 

@@ -430,6 +430,9 @@ LOSSES = {
     "self_consistency_loss": lambda policy: shortcutrl.self_consistency_loss(
         lambda obs, x, t, h: x, policy, OBS, X, X, 0.0, 0.5
     ),
+    "shortcut_loss": lambda policy: shortcutrl.shortcut_loss(
+        policy, lambda obs, x, t, h: x, OBS, X, num_steps=8, key=KEY
+    ),
 }
 
 
