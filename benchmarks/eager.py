@@ -1,4 +1,4 @@
-"""Measure the functions outside of `jit`, for one observation and networks of 2 x 64, after their first call.
+"""Measure the functions outside of `jit`, with networks of 2 x 64, after their first call.
 
 python benchmarks/eager.py
 """
@@ -23,13 +23,16 @@ def functions() -> dict[str, Callable[[], Any]]:
     denoiser = nn.ResidualDenoiser(28, 5, width=64, blocks=2, key=KEY)
     actor = partial(rollout_k, policy, k=4, clip=(-1.0, 1.0))
     transition = Transition(obs, noise, jnp.float32(1), jnp.float32(1), obs)
+    best, several = partial(bon_select, actor, critic), (jnp.ones((4, 28)), jnp.ones((4, 8, 5)))
     sample = partial(ddpm_sample, denoiser, steps=5, schedule=vp_schedule, clip=(-1.0, 1.0))
     return {
         "the policy": lambda: policy(obs, noise, 0.0, 1.0),
         "the critic": lambda: critic(obs, noise),
         "rollout_k, k = 4": lambda: actor(obs, noise),
         "rollout_k, k = 8": lambda: rollout_k(policy, obs, noise, k=8),
-        "bon_select, n = 8, k = 4": lambda: bon_select(actor, critic, obs, jnp.ones((8, 5))),
+        "rollout_k, k = 16": lambda: rollout_k(policy, obs, noise, k=16),
+        "bon_select, n = 8, k = 4": lambda: best(obs, jnp.ones((8, 5))),
+        "bon_select, n = 8, k = 4, in a `vmap` over 4 observations": lambda: jax.vmap(best)(*several),
         "ddpm_sample, 5 steps": lambda: sample(obs, jnp.ones((5, 5))),
         "td_loss, k = 4": lambda: td_loss(critic, critic, actor, transition, noise, discount=0.99),
         "q_loss, k = 4": lambda: q_loss(actor, critic, obs, noise),
