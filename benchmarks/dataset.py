@@ -1,4 +1,4 @@
-"""Measure `data.sample`, an update with sampled successors beside one with stored ones, and the bytes of each layout.
+"""Measure `data.sample`, an update with sampled successors and one with stored ones, and the bytes of each layout.
 
 taskset -c 0 python benchmarks/dataset.py
 """

@@ -1,4 +1,4 @@
-"""Measure the environment steps per second of a second `evaluate`, and of the environments alone on these cores.
+"""Measure the environment steps per second of `evaluate`, after a first call, and of the environments alone.
 
 python benchmarks/evaluation.py
 python benchmarks/evaluation.py --env visual-cube-single-play-singletask-task1-v0 --episodes 4 --steps 20 --most 1

@@ -1,4 +1,4 @@
-"""How fast datasets are generated, compared with one process of OGBench's oracle alone. Higher is better.
+"""Measure how fast datasets are generated, compared with one process of OGBench's oracle alone. Higher is better.
 
 python benchmarks/generation.py
 MUJOCO_GL=egl python benchmarks/generation.py --dataset visual-cube-single-play-v0 --episodes 4 --steps 100 --alone 1

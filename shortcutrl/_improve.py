@@ -112,7 +112,7 @@ def advantage_weight(q: ScalarLike, v: ScalarLike, *, temperature: ScalarLike, c
 
     - `q`, `v`: estimates of Q and V, scalars.
     - `temperature`: $\alpha$, non-negative. It multiplies the advantage: 0 is behaviour cloning, and larger values
-      follow Q more closely.
+      follow Q more closely. IQL's paper calls it the inverse temperature β.
     - `cap`: the largest weight $c$, positive.
 
     **Returns:** the weight, a scalar in [0, `cap`].

@@ -114,7 +114,7 @@ def td_target(
 
 @typed
 def critic_loss(critic: Critic, transition: Transition, target: ScalarLike) -> tuple[Scalar, TDInfo]:
-    r"""Fit every member of the ensemble to a target of your choice: $\tfrac1n \sum_i (Q_{\phi_i}(s, a) - y)^2$.
+    r"""Fit every member of the ensemble to a target of your choice: $\tfrac1E \sum_i (Q_{\phi_i}(s, a) - y)^2$.
 
     **Arguments:**
 
@@ -158,7 +158,7 @@ def td_loss(
     discount: ScalarLike,
     aggregate: Aggregate = "mean",
 ) -> tuple[Scalar, TDInfo]:
-    r"""Fit every member of the ensemble to [`td_target`][shortcutrl.td_target]: $\tfrac1n \sum_i (Q_{\phi_i} - y)^2$.
+    r"""Fit the whole ensemble to [`td_target`][shortcutrl.td_target]: $\tfrac1E \sum_i (Q_{\phi_i}(s, a) - y)^2$.
 
     **Arguments:**
 

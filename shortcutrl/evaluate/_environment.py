@@ -1,4 +1,4 @@
-"""One environment, which has random generators of its own. What goes in and comes out is checked."""
+"""One environment with its own random generators. Its inputs and outputs are checked."""
 
 import random
 import traceback

@@ -31,7 +31,8 @@ def evaluate(
 
     A free environment takes the next episode. Every episode that starts is counted when it ends, so short episodes are
     not favoured. Episode i starts from the seed `seed + i` and draws the randomness of its actions from that seed. The
-    result depends on the number of environments only by rounding, because a batch of another size may round otherwise.
+    result depends on the number of environments only by rounding, because a batch of another size may round
+    differently.
 
     **Arguments:**
 

@@ -1,4 +1,4 @@
-"""Environments in processes of their own, several in each, answered as they become ready."""
+"""Hold environments in worker processes, several in each, and answer each as soon as it is ready."""
 
 import threading
 import time

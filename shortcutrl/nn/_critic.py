@@ -15,7 +15,7 @@ from shortcutrl.nn._mlp import MLP, Encodes, as_layer, as_vector
 
 
 class EnsembleCritic(Encodes):
-    r"""An ensemble of critics $Q_{\phi_1}, \dots, Q_{\phi_n}$: independent MLPs on `[obs, action]`, unbatched.
+    r"""An ensemble of critics $Q_{\phi_1}, \dots, Q_{\phi_E}$: independent MLPs on `[obs, action]`, unbatched.
 
     A [`Critic`][shortcutrl.Critic] with GELU, LayerNorm, Glorot-uniform weights and zero biases. With
     `width=512, depth=4, condition_on_k=True` it is the network of the published code, which also sees the number of

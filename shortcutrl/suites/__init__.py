@@ -1,3 +1,3 @@
-"""Benchmark suites: each module turns a name into a [`Task`][shortcutrl.suites.Task] and needs an extra of its own."""
+"""Benchmark suites: each module turns a name into a [`Task`][shortcutrl.suites.Task] and needs its own extra."""
 
 from shortcutrl.suites._task import Task as Task
