@@ -59,8 +59,12 @@ def stacked(dataset, row, frames, *after):
 def looked_ahead(dataset, start, *, n_step, chunk, frame_stack, discount):
     """The sample that starts at a row, by definition, or `None` if no valid one does."""
     rows = steps_from(dataset, start, n_step * chunk)
-    if not rows or len(rows) < chunk:
+    if not rows or (len(rows) < chunk and dataset.mask[rows[-1]] != 0):
         return None
+    taken = [start]
+    while len(taken) < chunk:  # also beyond a terminal state, where actions change nothing
+        ends = dataset.episode_end[taken[-1]] or taken[-1] == len(dataset.reward) - 1
+        taken.append(taken[-1] + (not ends))
     last, remains, reward = rows[-1], 1.0, 0.0
     for i, row in enumerate(rows):
         reward += discount**i * remains * float(dataset.reward[row])
@@ -76,7 +80,7 @@ def looked_ahead(dataset, start, *, n_step, chunk, frame_stack, discount):
         following.append(row)
     return {
         "obs": stacked(dataset, start, frame_stack),
-        "action": np.concatenate([dataset.action[row] for row in rows[:chunk]]),
+        "action": np.concatenate([dataset.action[row] for row in taken]),
         "reward": np.float32(reward),
         "mask": np.float32(discount ** (len(rows) - 1) * remains),
         "next_obs": next_obs,
@@ -115,7 +119,7 @@ def test_samples_are_their_definition(n_step, chunk, frame_stack, after, cuts, s
     dataset = episodes(lengths, seed=seed, after=after)
     options = {"n_step": n_step, "chunk": chunk, "frame_stack": frame_stack, "discount": discount}
     draw = partial(data.sample, batch_size=512, **options)
-    if chunk <= longest(dataset):
+    if chunk <= longest(dataset) or 0 in dataset.mask:
         assert_by_definition(dataset, draw, **options)
         return
     with pytest.raises(ValueError, match=r"no transition with a known successor|`chunk` must be at most"):
@@ -190,7 +194,8 @@ def starts(dataset, keys, **options):
 )
 def test_every_valid_start_is_drawn_equally_often(batch_size, chunk, after):
     dataset = episodes([7, 1, 9, 4, 8], seed=3, after=after)
-    valid = [row for row in range(29) if len(steps_from(jax.tree.map(np.asarray, dataset), row, chunk)) == chunk]
+    known, options = jax.tree.map(np.asarray, dataset), {"n_step": 1, "frame_stack": 1, "discount": 1.0}
+    valid = [row for row in range(29) if looked_ahead(known, row, chunk=chunk, **options) is not None]
     keys = jax.random.split(KEY, 12_000 // batch_size)
     drawn = starts(dataset, keys, batch_size=batch_size, chunk=chunk)
     assert_uniform(drawn.ravel(), valid)
@@ -228,6 +233,26 @@ def test_an_episode_may_be_looked_through_to_its_end_and_no_further(lengths):
         message = r"`chunk` must be at most 5, the transition\(s\) of the longest episode, got 6"
         with pytest.raises(ValueError, match=message):
             draw(chunk=6)
+
+
+@pytest.mark.parametrize("goes_on", [False, True], ids=["the episode ends", "rows follow, as in OGBench"])
+def test_a_chunk_may_reach_a_terminal_state(goes_on):
+    """The states next to the goal are trained too. An action after the terminal state changes nothing."""
+    rows = 8 if goes_on else 5
+    dataset = data.Dataset(
+        obs=jnp.arange(rows, dtype=jnp.float32)[:, None],
+        action=jnp.arange(rows, dtype=jnp.float32)[:, None],
+        reward=jnp.ones(rows),
+        mask=jnp.ones(rows).at[4].set(0),
+        episode_end=jnp.arange(rows) == rows - 1,
+    )
+    batch = data.sample(dataset, KEY, batch_size=512, chunk=3, discount=0.5)
+    sampled = {int(obs[0]): each for obs, *each in zip(*batch[:4], strict=True)}
+    assert sampled.keys() == set(range(5))
+    for row, (action, reward, mask) in sampled.items():
+        assert action.tolist() == [min(row + i, rows - 1) for i in range(3)]
+        assert reward == sum(0.5**i for i in range(min(3, 5 - row)))
+        assert mask == (0.25 if row < 2 else 0)
 
 
 def test_without_a_valid_start_the_reward_is_nan_under_jit_and_an_error_outside():
@@ -375,9 +400,9 @@ BAD = {
     ),
     "a long chunk": ({"chunk": 10**9}, ValueError, r"`n_step \* chunk` must be at most 29, .*got 1000000000"),
     "a chunk too long": (
-        {"chunk": 9},
+        {"dataset": PLAIN, "chunk": 4},
         ValueError,
-        "`chunk` must be at most 8.* longest episode, got 9",
+        r"`chunk` must be at most 3, the transition\(s\) of the longest episode, got 4",
     ),
     "many chunks": ({"chunk": 3, "n_step": 10}, ValueError, r"`n_step \* chunk` must be at most 29, .*got 30"),
     "many frames": (

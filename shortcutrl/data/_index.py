@@ -14,9 +14,21 @@ MAX_ELEMENTS = 2**24
 """Elements that the windows of a whole batch may hold. Above, the rows are visited one by one."""
 
 
-def count_steps(dataset: Dataset, rows: Array, steps: int) -> Array:
-    """How many steps from each row on, at most `steps`, belong together and lead to a known or a terminal state."""
-    return _each(lambda row: _count(*_flags(dataset, row, steps), dataset.next_obs is not None), rows, steps)
+def is_start(dataset: Dataset, rows: Array, steps: int) -> Array:
+    """Whether `steps` steps with a known successor follow each row, or fewer that lead to a terminal state."""
+
+    def one(row):
+        end, terminal = _flags(dataset, row, steps)
+        count = _count(end, terminal, dataset.next_obs is not None)
+        return (count >= steps) | ((count > 0) & terminal[count - 1])
+
+    return _each(one, rows, steps)
+
+
+def rows_from(dataset: Dataset, rows: Array, steps: int) -> Array:
+    """The `steps` rows from each row on; the last one of the episode is repeated where it is too short."""
+    one = lambda row: row + jnp.minimum(jnp.arange(steps), _first(_flags(dataset, row, steps)[0]))
+    return _each(one, rows, steps)
 
 
 def look_ahead(dataset: Dataset, rows: Array, powers: Array) -> tuple[Array, Array, Array]:

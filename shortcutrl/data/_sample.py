@@ -13,7 +13,7 @@ from shortcutrl._typed import show, typed
 from shortcutrl._types import Integer, Number, Transition
 from shortcutrl.data._arrays import as_stored, check_alike, check_leaves, check_numbers, check_rows, refuse
 from shortcutrl.data._dataset import Dataset
-from shortcutrl.data._index import count_steps, look_ahead, rows_after, stack, stack_after
+from shortcutrl.data._index import is_start, look_ahead, rows_after, rows_from, stack, stack_after
 
 MAX_BATCH = 2**20
 """A larger batch is a mistake that would exhaust the memory."""
@@ -39,7 +39,8 @@ def sample(
     first. It bootstraps from the last known successor. Pure, for use inside `jit`, `scan` and `vmap`.
 
     The draw is uniform over the valid starts. A row is not a valid start if its successor is unknown (see
-    [`Dataset`][shortcutrl.data.Dataset]) or if no whole chunk follows it.
+    [`Dataset`][shortcutrl.data.Dataset]), or if the episode ends within the chunk without a terminal state. A chunk
+    that reaches a terminal state is valid: rewards and `mask` end there, as they do where the chunk is carried out.
 
     **Arguments:**
 
@@ -59,7 +60,8 @@ def sample(
     **Returns:** a [`Transition`][shortcutrl.Transition] with a leading axis of `batch_size`.
 
     - `obs`, `next_obs`: in their own dtypes, with F times the last axis.
-    - `action`: shape `(batch_size, H * action)`, in the order of time.
+    - `action`: shape `(batch_size, H * action)`, in the order of time. Beyond the end of the episode, its last action
+      is repeated.
     - `reward`: the discounted sum, in float32 or wider.
     - `mask`: $\gamma^{m-1}$ times the masks of the $m$ steps, so that losses still multiply by `discount * mask`.
     - `next_action`: the dataset's actions after the last step, like `action`. Beyond a terminal state or the end of the
@@ -68,8 +70,8 @@ def sample(
     If `dataset` is traced and has no valid start, `reward` is NaN.
 
     **Raises:** `TypeError` or `ValueError` for fields that are not arrays of real numbers or differ in length;
-    `ValueError` for `n_step * chunk` or a `frame_stack` above the number of rows, a `chunk` that is longer than every
-    episode (where the values are known), and a stack of uint8 images without channels.
+    `ValueError` for `n_step * chunk` or a `frame_stack` above the number of rows, a `chunk` without a valid start
+    (where the values are known), and a stack of uint8 images without channels.
 
     !!! Example
 
@@ -85,7 +87,8 @@ def sample(
         assert batch.reward.max() == 1 + 0.5 + 0.25
         ```
 
-    Source of chunks: Q-chunking ([arXiv 2507.07969](https://arxiv.org/abs/2507.07969)).
+    Source of chunks: Q-chunking ([arXiv 2507.07969](https://arxiv.org/abs/2507.07969)). Its code leaves out each
+    chunk that the end of an episode cuts short, also where that is a terminal state.
     """
     batch_size = as_size("batch_size", batch_size, maximum=MAX_BATCH)
     n_step, chunk, frame_stack = as_size("n_step", n_step), as_size("chunk", chunk), as_size("frame_stack", frame_stack)
@@ -107,7 +110,7 @@ def _sample(dataset: Dataset, key: Array, powers: Array, batch_size: int, chunk:
     last, reward, mask = look_ahead(dataset, rows, powers)
     return Transition(
         obs=stack(dataset, rows, frame_stack),
-        action=dataset.action[jnp.add.outer(rows, jnp.arange(chunk))].reshape(batch_size, -1),
+        action=dataset.action[rows_from(dataset, rows, chunk)].reshape(batch_size, -1),
         reward=jnp.where(found, reward, jnp.nan),
         mask=mask,
         next_obs=stack_after(dataset, last, frame_stack),
@@ -126,7 +129,7 @@ def _draw(dataset: Dataset, key: Array, batch_size: int, chunk: int) -> tuple[Ar
     def fill(state):
         round, count, rows = state
         drawn = jax.random.randint(jax.random.fold_in(key, round), (draws,), 0, size, jnp.int32)
-        valid = count_steps(dataset, drawn, chunk) >= chunk
+        valid = is_start(dataset, drawn, chunk)
         place = jnp.where(valid, count + jnp.cumsum(valid, dtype=jnp.int32) - 1, batch_size)
         return round + 1, count + valid.sum(dtype=jnp.int32), rows.at[place].set(drawn, mode="drop")
 
@@ -188,11 +191,11 @@ def _check_lengths(dataset: Dataset, n_step: int, chunk: int, frame_stack: int) 
 
 
 def _longest(dataset: Dataset) -> int:
-    """The length of the longest run of transitions, on the host."""
+    """The length of the longest chunk that has a valid start, on the host."""
     mask, end = np.asarray(dataset.mask), np.array(dataset.episode_end)
     refuse("dataset.mask", mask, ~((mask >= 0) & (mask <= 1)), "is not in [0, 1]")
     refuse("dataset.episode_end", end, (end != 0) & (end != 1), "is neither 0 nor 1")
     terminal, end[-1] = mask == 0, True
-    stops = np.flatnonzero((end != 0) | terminal)
-    unknown = 0 if dataset.next_obs is not None else ~terminal[stops]
-    return int((np.diff(stops, prepend=-1) - unknown).max())
+    if terminal.any():
+        return len(mask)  # a terminal state ends a chunk of any length
+    return int(np.diff(np.flatnonzero(end), prepend=-1).max()) - (dataset.next_obs is None)
