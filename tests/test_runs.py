@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shortcutrl import nn, sorl
-from shortcutrl.runs import Run, append_row, load_checkpoint, load_settings, read_rows
+from shortcutrl.runs import Run, _checkpoint, append_row, load_checkpoint, load_settings, read_rows
 
 STATE = {"a": jnp.arange(3.0), "b": jnp.ones((2, 2), jnp.float32)}
 LATER = jax.tree.map(lambda x: x + 1, STATE)
@@ -539,3 +539,41 @@ def test_a_checkpoint_of_eight_devices_is_loaded_on_one(tmp_path, monkeypatch):
     loaded = load_checkpoint(tmp_path, jnp.zeros(16, jnp.float32))
     np.testing.assert_array_equal(loaded, np.arange(16))
     assert len(jax.devices()) == 1
+
+
+def test_an_integer_that_numpy_cannot_hold_is_refused_before_anything_is_written(tmp_path):
+    """The state of a generator of NumPy has such integers."""
+    state = np.random.default_rng(0).bit_generator.state["state"]
+    with Run(tmp_path, {}) as run, pytest.raises(TypeError, match=r"`state\['inc'\]` must fit into 64 bits"):
+        run.save(1, state)
+    assert not list(tmp_path.glob("checkpoints/*"))
+
+
+def test_a_metric_may_have_any_name_but_step(tmp_path):
+    with Run(tmp_path, {}) as run:
+        run.log(1, {"board": 1.0, "values": 2.0})
+        run.save(1, {"x": np.ones(1)})
+    with Run(tmp_path, {}) as run:
+        run.log(2, {"board": 3.0})
+    assert [row["board"] for row in read_rows(tmp_path, "metrics")] == [1.0, 3.0]
+
+
+def test_a_checkpoint_that_a_training_replaces_meanwhile_is_not_damaged(tmp_path, monkeypatch):
+    with Run(tmp_path, {}) as run:
+        run.save(1, {"x": np.ones(1)})
+        load = _checkpoint._load
+
+        def late(path):
+            if run.step == 1:
+                for step in (2, 3):
+                    run.save(step, {"x": np.full(1, float(step))})
+            return load(path)
+
+        monkeypatch.setattr(_checkpoint, "_load", late)
+        assert load_checkpoint(tmp_path, {"x": np.zeros(1)})["x"] == 3
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"`folder`: .*file is a file. Choose another path"):
+        Run(tmp_path / "file", {})

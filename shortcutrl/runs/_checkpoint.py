@@ -51,9 +51,13 @@ def load_checkpoint(folder: str | os.PathLike[str], state: Any) -> Any:
         ```
     """
     folder = as_folder("folder", folder)
-    if (step := last_step(folder)) is None:
-        raise ValueError(f"`folder`: {folder} has no checkpoint. Train there first.")
-    return read(folder, step, state)
+    while (step := last_step(folder)) is not None:
+        try:
+            return read(folder, step, state)
+        except ValueError:
+            if _path(folder, step).exists():  # otherwise a training has replaced it meanwhile
+                raise
+    raise ValueError(f"`folder`: {folder} has no checkpoint. Train there first.")
 
 
 def last_step(folder: Path) -> int | None:
@@ -63,6 +67,8 @@ def last_step(folder: Path) -> int | None:
         try:
             _load(_path(folder, step))
         except ValueError as error:
+            if not _path(folder, step).exists():  # a training has replaced it meanwhile
+                return last_step(folder)
             damage.append(str(error))
             continue
         if damage:
@@ -156,6 +162,8 @@ def _leaves(tree: Any) -> Iterator[tuple[str, Any]]:
     for name, leaf in named_leaves("state", tree):
         if isinstance(leaf, np.ndarray | np.generic) and not _is_numeric(leaf.dtype):
             raise TypeError(f"`{name}` must be an array of numbers, got {show(leaf)}.")
+        if isinstance(leaf, int) and not -(2**63) <= leaf < 2**64:
+            raise TypeError(f"`{name}` must fit into 64 bits, got {show(leaf)}. Save it as an array of its parts.")
         if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct | np.ndarray | np.generic | bool | int | float | complex):
             yield name, leaf
 

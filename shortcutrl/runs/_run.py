@@ -73,9 +73,10 @@ class Run:
     ):
         self.folder: Path = as_folder("folder", folder)
         text = as_json("settings", settings, indent=1, allow_nan=False)
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"`folder`: {self.folder} is a file. Choose another path.")
         self.folder.mkdir(parents=True, exist_ok=True)
-        if not (path := self.folder / "settings.json").exists():
-            _check_free(self.folder)
+        path = self.folder / "settings.json"
         self._lock = FileLock(self.folder / ".lock", thread_local=False)
         try:
             self._lock.acquire(blocking=False)
@@ -86,6 +87,7 @@ class Run:
         self._open = True
         try:
             if not path.exists():
+                _check_free(self.folder)
                 write_whole(path, text)
             _check_same(self.folder, json.loads(text))
             self.step: int = _checkpoint.last_step(self.folder) or 0
@@ -109,7 +111,7 @@ class Run:
             # Not a SummaryWriter: its thread dies on a full disk, and the run would wait for it.
             self._board = EventsWriter(str(self.folder / "tensorboard" / "events"))
             for row in rows:
-                _show(self._board, **row)
+                _show(self._board, row["step"], row)
         return self._board
 
     @typed
@@ -142,7 +144,7 @@ class Run:
             raise ValueError(f"`step` must be at least {last}, which the run has reached, got {step}.")
         self._logged = step
         append_row(self.folder, "metrics", {"step": step, **row})
-        _show(board, step, **row)
+        _show(board, step, row)
         board.flush()
         if self._logger is not None:
             self._logger(step, row)
@@ -178,8 +180,9 @@ class Run:
         self.close()
 
 
-def _show(board: EventsWriter, step: int, **values: float) -> None:
-    for name, value in values.items():
+def _show(board: EventsWriter, step: int, values: dict[str, float]) -> None:
+    for name in values.keys() - {"step"}:
+        value = values[name]
         board.write_event(Event(step=step, wall_time=time.time(), summary=scalar(name, value)))
 
 
