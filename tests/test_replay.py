@@ -153,3 +153,17 @@ def test_a_step_that_does_not_fit_is_refused(changes, message):
 def test_a_capacity_below_three_is_refused():
     with pytest.raises(ValueError, match="`capacity` must be an integer of at least 3, got 2"):
         data.empty_replay(example(), capacity=2)
+
+
+@pytest.mark.parametrize(
+    ("obs", "message"),
+    [(np.int64(2**32 + 7), "does not fit into int32"), (np.float32(np.nan), "is not finite")],
+)
+def test_values_that_the_buffer_cannot_hold_are_refused_outside_of_jit(obs, message, without_x64):
+    column = np.zeros((3, 1), obs.dtype)
+    offline = data.from_arrays(
+        observations=column, actions=np.zeros((3, 1)), rewards=np.zeros(3), terminals=np.zeros(3)
+    )
+    replay = data.empty_replay(offline, capacity=3)
+    with pytest.raises(ValueError, match=message):
+        data.add_step(replay, obs[None], np.zeros(1), 0.0, column[0], terminated=False, truncated=False)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Int, Shaped
 from shortcutrl._checks import as_scalar, as_size, check_numbers, named_leaves
 from shortcutrl._typed import show, typed
 from shortcutrl._types import ActionLike, Integer, Number, Obs
-from shortcutrl.data._arrays import check_leaves
+from shortcutrl.data._arrays import as_stored, check_leaves
 from shortcutrl.data._dataset import Dataset
 
 
@@ -100,7 +100,8 @@ def add_step(
 
     **Returns:** the [`Replay`][shortcutrl.data.Replay] with the step.
 
-    **Raises:** `ValueError` for an observation or an action that is not like those of the buffer.
+    **Raises:** `ValueError` for an observation or an action that is not like those of the buffer. Outside of `jit`,
+    also for a NumPy array with values that are not finite or that JAX's dtype cannot hold.
 
     !!! Example
 
@@ -142,5 +143,7 @@ def _check_like(name: str, value: Any, field: Any) -> None:
     if shapes[0] != shapes[1] or jax.tree.structure(value) != jax.tree.structure(field):
         raise ValueError(f"`{name}` must have shape {shapes[1]}, as in the buffer, got {shapes[0]}.")
     for (path, leaf), like in zip(named_leaves(name, value), jax.tree.leaves(field), strict=True):
+        if isinstance(leaf, np.ndarray | np.generic):
+            leaf = as_stored(path, np.asarray(leaf))
         if not jnp.issubdtype(like.dtype, jnp.floating) and not np.can_cast(jnp.result_type(leaf), like.dtype):
             raise ValueError(f"`{path}` must be {like.dtype}, as in the buffer, got {show(leaf)}. Convert it.")

@@ -185,7 +185,10 @@ def _check_lengths(dataset: Dataset, n_step: int, chunk: int, frame_stack: int) 
     if not isinstance(dataset.mask, Tracer) and not isinstance(dataset.episode_end, Tracer):
         longest, what = _longest(dataset), "transition(s) of the longest episode"
     if longest == 0:
-        raise ValueError("`dataset` has no transition with a known successor. Make it by `data.from_arrays`.")
+        raise ValueError(
+            "`dataset` has no transition with a known successor. Make it by `data.from_arrays`, or add steps to the "
+            "replay buffer first."
+        )
     if chunk > longest:
         raise ValueError(f"`chunk` must be at most {longest}, the {what}, got {chunk}.")
 
