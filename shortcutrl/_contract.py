@@ -49,8 +49,9 @@ def checked(kind: Any, draw: Callable[..., Any] | None = None) -> Callable[[T], 
                 elif name == "updates":
                     _checks.as_scalar("state.updates", network, jnp.int32)
             for name, loss in given.items():
-                if name.endswith("_loss") and callable(loss):
-                    given[name] = _in_place_of(signature.parameters[name].default, name, loss)
+                own = signature.parameters[name].default
+                if name.endswith("_loss") and callable(own) and callable(loss):
+                    given[name] = _in_place_of(own, name, loss)
             if draw is not None:
                 given |= {name: fixed(given[name]) for name in ("state", "batch", "draws")}
             if isinstance(given.get("batch"), Transition):
@@ -66,16 +67,21 @@ def checked(kind: Any, draw: Callable[..., Any] | None = None) -> Callable[[T], 
     return decorate
 
 
-def _in_place_of(own: Any, name: str, loss: Callable[..., Any]) -> Callable[..., Any]:
+def _in_place_of(own: Callable[..., Any], name: str, loss: Callable[..., Any]) -> Callable[..., Any]:
     """A loss in the place of an algorithm's `own`: it must return scalars in the form that `own` is annotated with."""
-    hint = inspect.signature(own).return_annotation if callable(own) else None
+    hint = inspect.signature(own).return_annotation
+    remedy = "It takes (network, state, batch, draws, *, config)."
 
     def form(hint: Any, scalar: Any) -> Any:
         is_tuple = typing.get_origin(hint) is tuple
         return tuple(form(part, scalar) for part in typing.get_args(hint)) if is_tuple else scalar
 
     def checked_loss(learner, state, batch, draws, *, config):
-        result = loss(learner, state, batch, split_like(batch.action, draws), config=config)
+        args = learner, state, batch, split_like(batch.action, draws)
+        result = call(name, loss, *args, config=config, remedy=remedy)
+        for part, leaf in _checks.named_leaves(f"{name}(...)", result):
+            if not _checks.is_numeric(leaf):
+                raise TypeError(f"`{part}` must be a number, got {show(leaf)}.")
         shapes = jax.tree.map(jnp.shape, result)
         if typing.get_origin(hint) is tuple and shapes != form(hint, ()):
             words = str(form(hint, "scalar")).replace("'", "")

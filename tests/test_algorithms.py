@@ -379,6 +379,20 @@ def test_another_loss_must_return_what_the_own_one_does():
         MODULES["sorl"].update(start(MODULES["sorl"]), transitions(), key=KEY, policy_loss=forgets_terms, **options)
 
 
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda policy, state, batch, draws: jnp.zeros(()), "`policy_loss` cannot be called with .* It takes"),
+        (lambda *_, config: ("a", (0.0, 0.0, 0.0)), r"`policy_loss\(...\)\[0\]` must be a number, got 'a'"),
+    ],
+    ids=["without config", "text"],
+)
+def test_another_loss_is_named_in_errors(loss, message):
+    options = {"config": small(MODULES["sorl"]), "optimizers": optimizers(MODULES["sorl"])}
+    with pytest.raises(TypeError, match=message):
+        MODULES["sorl"].update(start(MODULES["sorl"]), transitions(), key=KEY, policy_loss=loss, **options)
+
+
 @pytest.mark.parametrize(("module", "loss"), LOSSES)
 def test_a_loss_is_differentiable_through_every_transformation(module, loss):
     """Of the loss inside `jit`, `checkpoint`, `cond`, `scan` and `map`, and forwards; by their shapes alone."""
