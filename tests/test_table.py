@@ -262,6 +262,13 @@ def test_an_update_that_returns_something_else_is_refused_before_the_training(ru
         run.agents(small(run, tmp_path), str(mine), TASKS, AGENTS[:1], float("inf"))
 
 
+def test_a_setting_may_shape_the_networks(run, tmp_path):
+    """A critic that sees k would not act without it."""
+    args = dataclasses.replace(small(run, tmp_path), set=("sorl.condition_critic_on_k=false",))
+    module, dataset = run.load("sorl"), run.load_tasks(TASKS, args.data_episodes)[TASKS[0]].dataset
+    run.check_actor(args, module, run.configure(args, module, "sorl", TASKS[0]), dataset, {"n": 2})
+
+
 def test_a_setting_of_another_type_is_refused(run, tmp_path):
     args = dataclasses.replace(small(run, tmp_path), set=("iql.alpha=abc",))
     with pytest.raises(
