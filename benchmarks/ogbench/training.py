@@ -45,7 +45,7 @@ def sampling(args: Args, config: Any) -> dict[str, Any]:
 def initial(args: Args, module: ModuleType, config: Any, dataset: data.Dataset, seed: int) -> Any:
     example = data.sample(dataset, jax.random.key(0), batch_size=1, **sampling(args, config))
     # Settings that shape the networks, such as `condition_critic_on_k`.
-    named = inspect.signature(module.networks).parameters
+    named = inspect.signature(module.networks).parameters.keys() - {"example", "width", "depth", "key"}
     shared = {name: getattr(config, name) for name in named if hasattr(config, name)}
     networks = module.networks(example, width=args.width, depth=args.depth, **shared, key=jax.random.key(seed))
     return module.init(networks, config=config, optimizers=optimizers(args, module))

@@ -121,6 +121,8 @@ def add_step(
     _check_like("obs", obs, dataset.obs)
     _check_like("next_obs", next_obs, dataset.obs)
     _check_like("action", action, dataset.action)
+    if isinstance(reward, np.ndarray | np.generic):
+        as_stored("reward", np.asarray(reward))
     put = lambda field, row, value: field.at[row].set(jnp.asarray(value).astype(field.dtype))
     observations = jax.tree.map(
         lambda field, before, then: put(put(field, row, before), after, then), dataset.obs, obs, next_obs

@@ -60,8 +60,8 @@ def sample(
     **Returns:** a [`Transition`][shortcutrl.Transition] with a leading axis of `batch_size`.
 
     - `obs`, `next_obs`: in their own dtypes, with F times the last axis.
-    - `action`: shape `(batch_size, H * action)`, in the order of time. Beyond the end of the episode, its last action
-      is repeated.
+    - `action`: shape `(batch_size, H * action)`, in the order of time: beyond a terminal state, those of the rows that
+      follow in the episode; beyond the end of the episode, its last action again.
     - `reward`: the discounted sum, in float32 or wider.
     - `mask`: $\gamma^{m-1}$ times the masks of the $m$ steps, so that losses still multiply by `discount * mask`.
     - `next_action`: the dataset's actions after the last step, like `action`. Beyond a terminal state or the end of the

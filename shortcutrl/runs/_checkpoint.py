@@ -55,7 +55,7 @@ def load_checkpoint(folder: str | os.PathLike[str], state: Any) -> Any:
         try:
             return read(folder, step, state)
         except ValueError:
-            if _path(folder, step).exists():  # otherwise a training has replaced it meanwhile
+            if step in _steps(folder):  # otherwise a training has replaced it meanwhile
                 raise
     raise ValueError(f"`folder`: {folder} has no checkpoint. Train there first.")
 
@@ -67,7 +67,7 @@ def last_step(folder: Path) -> int | None:
         try:
             _load(_path(folder, step))
         except ValueError as error:
-            if not _path(folder, step).exists():  # a training has replaced it meanwhile
+            if step not in _steps(folder):  # a training has replaced it meanwhile
                 return last_step(folder)
             damage.append(str(error))
             continue
@@ -162,8 +162,8 @@ def _leaves(tree: Any) -> Iterator[tuple[str, Any]]:
     for name, leaf in named_leaves("state", tree):
         if isinstance(leaf, np.ndarray | np.generic) and not _is_numeric(leaf.dtype):
             raise TypeError(f"`{name}` must be an array of numbers, got {show(leaf)}.")
-        if isinstance(leaf, int) and not -(2**63) <= leaf < 2**64:
-            raise TypeError(f"`{name}` must fit into 64 bits, got {show(leaf)}. Save it as an array of its parts.")
+        if isinstance(leaf, int) and not -(2**63) <= leaf < 2**63:
+            raise TypeError(f"`{name}` must fit into int64, got {show(leaf)}. Save it as an array of its parts.")
         if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct | np.ndarray | np.generic | bool | int | float | complex):
             yield name, leaf
 

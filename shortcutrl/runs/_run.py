@@ -181,9 +181,9 @@ class Run:
 
 
 def _show(board: EventsWriter, step: int, values: dict[str, float]) -> None:
-    for name in values.keys() - {"step"}:
-        value = values[name]
-        board.write_event(Event(step=step, wall_time=time.time(), summary=scalar(name, value)))
+    for name, value in values.items():
+        if name != "step":
+            board.write_event(Event(step=step, wall_time=time.time(), summary=scalar(name, value)))
 
 
 def _check_free(folder: Path) -> None:
