@@ -167,3 +167,14 @@ def test_values_that_the_buffer_cannot_hold_are_refused_outside_of_jit(obs, mess
     replay = data.empty_replay(offline, capacity=3)
     with pytest.raises(ValueError, match=message):
         data.add_step(replay, obs[None], np.zeros(1), 0.0, column[0], terminated=False, truncated=False)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"action": np.full(2, np.nan)}, {"reward": np.float32("nan")}, {"reward": float("inf")}]
+)
+def test_an_action_and_a_reward_must_be_finite(bad):
+    replay = data.empty_replay(example(), capacity=3)
+    obs = np.zeros(1, np.float32)
+    step = {"obs": obs, "action": np.zeros(2), "reward": 0.0, "next_obs": obs, "terminated": False, "truncated": False}
+    with pytest.raises(ValueError, match="is not finite"):
+        data.add_step(replay, **step | bad)

@@ -101,7 +101,7 @@ def add_step(
     **Returns:** the [`Replay`][shortcutrl.data.Replay] with the step.
 
     **Raises:** `ValueError` for an observation or an action that is not like those of the buffer. Outside of `jit`,
-    also for a NumPy array with values that are not finite or that JAX's dtype cannot hold.
+    also for values of NumPy, and a reward, that are not finite or that JAX's dtype cannot hold.
 
     !!! Example
 
@@ -121,7 +121,7 @@ def add_step(
     _check_like("obs", obs, dataset.obs)
     _check_like("next_obs", next_obs, dataset.obs)
     _check_like("action", action, dataset.action)
-    if isinstance(reward, np.ndarray | np.generic):
+    if not isinstance(reward, jax.Array):
         as_stored("reward", np.asarray(reward))
     put = lambda field, row, value: field.at[row].set(jnp.asarray(value).astype(field.dtype))
     observations = jax.tree.map(
