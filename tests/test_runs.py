@@ -544,8 +544,10 @@ def test_a_checkpoint_of_eight_devices_is_loaded_on_one(tmp_path, monkeypatch):
 def test_an_integer_that_numpy_cannot_hold_is_refused_before_anything_is_written(tmp_path):
     """The state of a generator of NumPy has such integers."""
     state = np.random.default_rng(0).bit_generator.state["state"]
-    with Run(tmp_path, {}) as run, pytest.raises(TypeError, match=r"`state\['inc'\]` must fit into int64"):
-        run.save(1, state)
+    with Run(tmp_path, {}) as run:
+        for bad in (state, {"inc": 2**63}, {"inc": -(2**63) - 1}):
+            with pytest.raises(TypeError, match=r"`state\['inc'\]` must fit into int64"):
+                run.save(1, bad)
     assert not list(tmp_path.glob("checkpoints/*"))
 
 
