@@ -225,6 +225,22 @@ def test_no_training_starts_over_because_all_checkpoints_are_damaged(damage, fol
     assert steps(folder) == [5, 10, 15, 20]
 
 
+def test_damage_is_called_so_at_each_byte(tmp_path):
+    """Also in the directory of the archive, where an entry may hide another."""
+    with Run(tmp_path, {}) as run:
+        run.save(1, STATE)
+    path = tmp_path / "checkpoints" / "1" / "state.npz"
+    whole = path.read_bytes()
+    for position in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1
+        path.write_bytes(damaged)
+        try:
+            assert_same(load_checkpoint(tmp_path, LATER), STATE)
+        except ValueError as error:
+            assert "1 is damaged" in str(error), position
+
+
 @given(position=st.floats(0, 1, exclude_max=True), value=st.integers(1, 255), length=st.floats(0, 1))
 def test_no_damage_yields_wrong_values(position, value, length, tmp_path_factory):
     """Any byte changed, or the rest cut off: the values are right, or the damage is found."""

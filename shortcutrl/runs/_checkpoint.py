@@ -111,7 +111,7 @@ def write(folder: Path, step: int, state: Any) -> None:
     try:
         partial.mkdir(parents=True)
         with (partial / "state.npz").open("wb") as file:
-            np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
+            np.savez(file, **arrays, count=np.array(len(arrays)))  # pyright: ignore[reportArgumentType]
             file.flush()
             os.fsync(file.fileno())
         _remove(path)
@@ -152,6 +152,8 @@ def _load(path: Path) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(path / "state.npz") as archive:
             members = {name.removesuffix(".npy"): io.BytesIO(archive.read(name)) for name in archive.namelist()}
         arrays = {name: np.lib.format.read_array(member, allow_pickle=False) for name, member in members.items()}
+        if arrays.pop("count", None) != len(arrays):  # zipfile does not notice that its directory lost an entry
+            raise ValueError("arrays are missing")
         return {name: array.view(jnp.dtype((array.dtype.names or [array.dtype])[0])) for name, array in arrays.items()}
     except Exception as error:  # of zipfile, zlib or NumPy: whatever damage causes
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}).") from error
