@@ -236,9 +236,10 @@ def test_damage_is_called_so_at_each_byte(tmp_path):
         damaged[position] ^= 1
         path.write_bytes(damaged)
         try:
-            assert_same(load_checkpoint(tmp_path, LATER), STATE)
+            loaded = load_checkpoint(tmp_path, LATER)
         except ValueError as error:
-            assert "1 is damaged" in str(error), position
+            loaded = STATE if "1 is damaged" in str(error) else error
+        assert_same(loaded, STATE)
 
 
 @given(position=st.floats(0, 1, exclude_max=True), value=st.integers(1, 255), length=st.floats(0, 1))
