@@ -264,6 +264,25 @@ def test_observations_are_not_truncated():
         evaluate(act, here(lambda: make_env(4.5)), episodes=1)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "fits", "too_large"), [(np.int64, 2**31 - 1, 2**31), (np.int64, -(2**31), -(2**40)), (float, 1e38, -1e39)]
+)
+def test_an_observation_that_jax_would_change_is_refused(without_x64, dtype, fits, too_large):
+    def make_env(value):
+        low, high = (-(2**62), 2**62) if dtype is np.int64 else (-np.inf, np.inf)
+        space = gymnasium.spaces.Box(low, high, (1,), dtype)
+        return Changed(observation_space=space, reset=lambda env, result: (np.array([value], dtype), {}))
+
+    seen = lambda obs, key: jnp.where(obs[0] == fits, 1.0, 0.0) * jnp.ones(2)
+    narrow = "int32" if dtype is np.int64 else "float32"
+    message = f"`observation` has values from .*{str(too_large)[:4]}.*, but JAX reads {narrow[:-2]}64 as {narrow}"
+    assert evaluate(seen, here(lambda: make_env(fits)), episodes=1).episode_return > 0
+    with pytest.raises(ValueError, match=message):
+        evaluate(seen, here(lambda: make_env(too_large)), episodes=1)
+    with pytest.raises(ValueError, match=message):
+        record(seen, make_env(too_large))
+
+
 SPACES = gymnasium.spaces.Dict({"a": Echo.observation_space}), gymnasium.spaces.Tuple([Echo.observation_space])
 
 

@@ -16,6 +16,7 @@ from shortcutrl._call import call
 from shortcutrl._checks import as_size
 from shortcutrl._typed import show, typed
 from shortcutrl._types import Actor, Obs
+from shortcutrl.evaluate._spaces import as_jax_has
 
 MAX_NOISE = 10_000_000
 
@@ -101,7 +102,7 @@ class Compiler:
 
         def decide(seeds: np.ndarray, steps: np.ndarray, obs: Any) -> np.ndarray:
             nonlocal program
-            args = leaves, seeds.astype(np.uint32), steps, obs
+            args = leaves, seeds.astype(np.uint32), steps, jax.tree.map(as_jax_has, obs)
             if program is None:
                 current = [structure, static]
                 digest = _digest(_batched(current, self._action_shape), args)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
+import jax
 import jax.numpy as jnp
 import numpy as np
 from gymnasium import spaces
@@ -92,6 +93,20 @@ def convert(array: np.ndarray, dtype: Any) -> np.ndarray | None:
     with np.errstate(all="ignore"):
         converted = array.astype(dtype)
     return converted if converted.dtype.kind == "f" or (converted == array).all() else None
+
+
+def as_jax_has(array: np.ndarray) -> np.ndarray:
+    """A part of an observation in the dtype that JAX gives it. JAX itself would change values beyond its range."""
+    dtype = jax.dtypes.canonicalize_dtype(array.dtype)
+    if dtype == array.dtype:
+        return array
+    converted = convert(array, dtype)
+    if converted is None or not np.isfinite(converted).all():
+        raise ValueError(
+            f"`observation` has values from {array.min()} to {array.max()}, but JAX reads {array.dtype} as {dtype}, "
+            "which cannot hold them. Scale them by `gymnasium.wrappers.TransformObservation`, as for the training."
+        )
+    return converted
 
 
 def as_number(name: str, value: Any) -> float:
