@@ -249,16 +249,31 @@ def test_an_actor_that_cannot_act_is_refused_before_the_training(run, tmp_path):
     assert not list(tmp_path.rglob("training.jsonl"))
 
 
-@pytest.mark.parametrize("result", ["state", "state, {}", "(state,), NamedTuple('Info', [])()"])
+OTHER = "state._replace(policy=jax.tree.map(lambda leaf: leaf.astype('float16'), state.policy)), state"
+
+
+@pytest.mark.parametrize("result", ["state", "state, {}", "(state,), NamedTuple('Info', [])()", OTHER])
 def test_an_update_that_returns_something_else_is_refused_before_the_training(run, tmp_path, result):
     mine = tmp_path / "mine.py"
     mine.write_text(
         "from typing import NamedTuple\n"
+        "import jax\n"
         "from shortcutrl.algorithms.bc import OPTIMIZERS, Config, actor, init, networks\n"
         "def update(state, batch, *, config, optimizers, key):\n"
         f"    return {result}\n"
     )
     with pytest.raises(ValueError, match="`update` of mine must return a state like that of `init` and a NamedTuple"):
+        run.agents(small(run, tmp_path), str(mine), TASKS, AGENTS[:1], float("inf"))
+
+
+def test_a_state_that_jit_cannot_carry_is_refused_before_the_training(run, tmp_path):
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "from shortcutrl.algorithms.bc import OPTIMIZERS, Config, State, actor, networks, update\n"
+        "def init(networks, *, config, optimizers):\n"
+        "    return State(networks.policy, {'f': len})\n"
+    )
+    with pytest.raises(ValueError, match=r"`init` of mine made a state with .*'f'\] = <built-in func"):
         run.agents(small(run, tmp_path), str(mine), TASKS, AGENTS[:1], float("inf"))
 
 

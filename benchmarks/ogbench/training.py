@@ -77,13 +77,21 @@ def check_actor(args: Args, module: ModuleType, config: Any, dataset: data.Datas
 
 
 def check_update(args: Args, module: ModuleType, config: Any, dataset: data.Dataset) -> None:
-    """Check what an update returns. Otherwise a training would fail only after its first block of updates."""
+    """Check the state and what an update returns. Otherwise a training would fail after its first block of updates."""
     state = initial(args, module, config, dataset, 0)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        if not eqx.is_array_like(leaf):
+            where = jax.tree_util.keystr(path)
+            raise ValueError(
+                f"`init` of {module.__name__} made a state with {where} = {leaf!r}, but `jit` carries arrays only. "
+                "Make it a static field."
+            )
     batch = data.sample(dataset, jax.random.key(0), batch_size=1, **sampling(args, config))
     update = functools.partial(module.update, config=config, optimizers=optimizers(args, module))
-    result = eqx.filter_eval_shape(update, state, batch, key=jax.random.key(0))
-    pair = isinstance(result, tuple) and len(result) == 2
-    if not pair or not hasattr(result[1], "_asdict") or jax.tree.structure(result[0]) != jax.tree.structure(state):
+    result = jax.eval_shape(update, state, batch, key=jax.random.key(0))
+    form = lambda tree: (jax.tree.structure(tree), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)])
+    pair = isinstance(result, tuple) and len(result) == 2 and hasattr(result[1], "_asdict")
+    if not pair or form(result[0]) != form(jax.eval_shape(lambda: state)):
         raise ValueError(f"`update` of {module.__name__} must return a state like that of `init` and a NamedTuple.")
 
 
