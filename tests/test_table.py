@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
+import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +20,7 @@ from running import ENV, finish, start
 
 from shortcutrl import Transition, algorithms, data
 from shortcutrl.runs import Run, read_rows
-from shortcutrl.suites import Task
+from shortcutrl.suites import Task, ogbench
 
 FOLDER = Path(__file__).parents[1] / "benchmarks" / "ogbench"
 
@@ -277,6 +278,30 @@ def test_a_state_that_jit_cannot_carry_is_refused_before_the_training(run, tmp_p
         run.agents(small(run, tmp_path), str(mine), TASKS, AGENTS[:1], float("inf"))
 
 
+def test_chunks_are_trained_and_evaluated(run, tmp_path, monkeypatch):
+    taken = []
+
+    class Environment(gymnasium.Env):
+        observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float32)
+        action_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+
+        def reset(self, *, seed=None, options=None):
+            taken.clear()
+            return np.zeros(3, np.float32), {}
+
+        def step(self, action):
+            taken.append(action)
+            return np.zeros(3, np.float32), 0.0, len(taken) == 7, False, {"success": True}
+
+    task = ogbench.load(TASKS[0], None)._replace(make_env=Environment)
+    monkeypatch.setattr("shortcutrl.suites.ogbench.load", lambda name, episodes: task)
+    args = dataclasses.replace(small(run, tmp_path), chunk=3, episodes=1, processes=0)
+    assert run.agents(args, "fql", TASKS[:1], AGENTS[:1], float("inf")) == 0
+    (row,) = read_rows(tmp_path, "agents")
+    assert (row["chunk"], row["success"], len(taken)) == (3, [1], 7)
+    assert len(np.unique(np.stack(taken[:3]), axis=0)) == 3  # the actions of one chunk
+
+
 def test_a_setting_may_shape_the_networks(run, tmp_path):
     """A critic that sees k would not act without it."""
     args = dataclasses.replace(small(run, tmp_path), set=("sorl.condition_critic_on_k=false",))
@@ -318,7 +343,7 @@ def test_agents_on_a_cpu_train_one_after_the_other(run, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_agents_are_trained_and_evaluated_once(home, tmp_path):
     options = ["--methods", "bc", "ifql", "--tasks", ENV, "--seeds", "2", "--set", "ifql.num_candidates=2"]
-    sizes = ["--updates", "2", "--updates-per-checkpoint", "1", "--width", "8", "--depth", "1"]
+    sizes = ["--updates", "2", "--updates-per-checkpoint", "1", "--width", "8", "--depth", "1", "--chunk", "2"]
     small = ["--data-episodes", "1", "--processes", "1", "--out", tmp_path]
     only_train, only_evaluate = ["--episodes", "0"], ["--episodes", "1", "--minutes", "0"]
     for step, said in (

@@ -17,22 +17,25 @@ import itertools
 import json
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
+import gymnasium
 import jax
 import tyro
 from settings import Args, configure, load, options
 from training import Agent, check_actor, check_update, checksum, load_tasks, noise_shape, restore, train, trained
 
 from shortcutrl import algorithms
-from shortcutrl.evaluate import EnvPool, Evaluation, evaluate, keyed
+from shortcutrl.evaluate import ChunkedActions, EnvPool, Evaluation, evaluate, keyed
 from shortcutrl.runs import Run, append_row, read_rows
 
-TRAINING = ("updates", "batch_size", "width", "depth", "n_step", "learning_rate", "data_episodes")
+TRAINING = ("updates", "batch_size", "width", "depth", "n_step", "chunk", "learning_rate", "data_episodes")
 
 
 def parse_share(share: str) -> tuple[int, int]:
@@ -80,6 +83,11 @@ def check_same(args: Args, key: tuple[str, str, int], settings: dict[str, Any], 
         raise ValueError(f"`label`: {args.out} has an agent {key} with {was}, not {now}. Choose another label.")
 
 
+def chunked(make_env: Callable[[], gymnasium.Env], length: int) -> gymnasium.Env:
+    """Needs no dataset, unlike a function inside of `agents`, so that it can be sent to other processes."""
+    return ChunkedActions(make_env(), length)
+
+
 def agents(args: Args, method: str, names: tuple[str, ...], mine: list[tuple[str, int]], end: float) -> int:
     """Train and evaluate those agents of a method that are missing, and return how many are left to train.
 
@@ -115,8 +123,8 @@ def agents(args: Args, method: str, names: tuple[str, ...], mine: list[tuple[str
         ready = [agent for agent in missing if agent.run.step >= args.updates and args.episodes != 0]
         for name, group in itertools.groupby(ready, lambda agent: agent.task):
             task = load_tasks(names, args.data_episodes)[name]
-            shape = noise_shape(module, config, task.dataset.action.shape[-1], chosen)
-            with EnvPool(task.make_env, processes=args.processes) as pool:
+            shape = noise_shape(args, module, config, task.dataset, chosen)
+            with EnvPool(partial(chunked, task.make_env, args.chunk), processes=args.processes) as pool:
                 for agent in group:
                     state = restore(args, module, config, task.dataset, agent)
                     actor = keyed(module.actor(state, config=config, **chosen), shape)

@@ -34,6 +34,7 @@ class Args:
     width: int = 256  # of each hidden layer; published: 512
     depth: int = 3  # hidden layers; published: 4
     n_step: int = 1  # steps that a TD target looks ahead
+    chunk: int = 1  # actions that the policy chooses at once
     learning_rate: float | None = None  # peak of the `optimizers` below; by default each method has its published ones
     data_episodes: int | None = None  # of a dataset generated locally; by default OGBench's number
     updates_per_checkpoint: int = 5_000

@@ -39,7 +39,7 @@ def load_tasks(names: tuple[str, ...], episodes: int | None) -> dict[str, Task]:
 
 
 def sampling(args: Args, config: Any) -> dict[str, Any]:
-    return {"n_step": args.n_step, "discount": getattr(config, "discount", 0.99)}
+    return {"n_step": args.n_step, "chunk": args.chunk, "discount": getattr(config, "discount", 0.99)}
 
 
 def initial(args: Args, module: ModuleType, config: Any, dataset: data.Dataset, seed: int) -> Any:
@@ -56,9 +56,11 @@ def restore(args: Args, module: ModuleType, config: Any, dataset: data.Dataset, 
     return agent.run.restore(initial(args, module, config, dataset, agent.seed))
 
 
-def noise_shape(module: ModuleType, config: Any, size: int, chosen: dict[str, Any]) -> tuple[int, ...]:
-    """The shape of the noise of the method's actor: its own `noise_shape`, or that of one action."""
-    shape = getattr(module, "noise_shape", None)
+def noise_shape(
+    args: Args, module: ModuleType, config: Any, dataset: data.Dataset, chosen: dict[str, Any]
+) -> tuple[int, ...]:
+    """The shape of the noise of the method's actor: its own `noise_shape`, or that of one action, or chunk of them."""
+    size, shape = args.chunk * dataset.action.shape[-1], getattr(module, "noise_shape", None)
     return (size,) if shape is None else shape(size, config=config, **chosen)
 
 
@@ -67,7 +69,7 @@ def check_actor(args: Args, module: ModuleType, config: Any, dataset: data.Datas
     state = initial(args, module, config, dataset, 0)
 
     def act(obs: Any) -> Any:
-        noise = jnp.zeros(noise_shape(module, config, dataset.action.shape[-1], chosen))
+        noise = jnp.zeros(noise_shape(args, module, config, dataset, chosen))
         return module.actor(state, config=config, **chosen)(obs, noise)
 
     try:
