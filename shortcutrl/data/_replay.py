@@ -84,8 +84,9 @@ def add_step(
 ) -> Replay:
     """Add one environment step, in the place of the oldest one if the buffer is full.
 
-    Add the steps of one environment in their order; several environments need a buffer each. Store what the dataset
-    stores: for example normalized observations, single frames, and the actions of single steps.
+    Add the steps of one environment in their order; several environments need a buffer each. If you reset it in the
+    middle of an episode, the last step before needs `truncated=True`, or the two episodes become one. Store what the
+    dataset stores: for example normalized observations, single frames, and the actions of single steps.
 
     Pure. Outside of `jit` each call copies the buffer, so use `jax.jit(data.add_step, donate_argnums=0)`.
 
