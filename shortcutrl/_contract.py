@@ -86,6 +86,8 @@ def _in_place_of(own: Callable[..., Any], name: str, loss: Callable[..., Any]) -
         if typing.get_origin(hint) is tuple and shapes != form(hint, ()):
             words = str(form(hint, "scalar")).replace("'", "")
             raise TypeError(f"`{name}` must return a tuple {words}, as the library's does, got shapes {shapes}.")
+        if not jnp.issubdtype(jnp.result_type(first := jax.tree.leaves(result)[0]), jnp.floating):
+            raise TypeError(f"`{name}` must return a float as the loss, got {show(first)}.")
         return jax.tree.map(jnp.asarray, result)
 
     return loss if loss is own else checked_loss

@@ -384,8 +384,9 @@ def test_another_loss_must_return_what_the_own_one_does():
     [
         (lambda policy, state, batch, draws: jnp.zeros(()), "`policy_loss` cannot be called with .* It takes"),
         (lambda *_, config: ("a", (0.0, 0.0, 0.0)), r"`policy_loss\(...\)\[0\]` must be a number, got 'a'"),
+        (lambda *_, config: (3, (0.0, 0.0, 0.0)), "`policy_loss` must return a float as the loss, got 3"),
     ],
-    ids=["without config", "text"],
+    ids=["without config", "text", "an integer"],
 )
 def test_another_loss_is_named_in_errors(loss, message):
     options = {"config": small(MODULES["sorl"]), "optimizers": optimizers(MODULES["sorl"])}
