@@ -52,7 +52,8 @@ def append_row(folder: str | os.PathLike[str], name: str, row: dict[Any, Any]) -
     **Arguments:**
 
     - `folder`: of a [`Run`][shortcutrl.runs.Run].
-    - `name`: of the table, such as `"table"`. Letters, digits and underscores.
+    - `name`: of the table, such as `"table"`. Letters, digits and underscores. Not `"metrics"`, the table of `Run.log`: a
+      run that resumes writes it again, without other rows.
     - `row`: values by name: numbers, text, lists, arrays and dataclasses.
 
     **Returns:** nothing.
