@@ -52,8 +52,8 @@ def append_row(folder: str | os.PathLike[str], name: str, row: dict[Any, Any]) -
     **Arguments:**
 
     - `folder`: of a [`Run`][shortcutrl.runs.Run].
-    - `name`: of the table, such as `"table"`. Letters, digits and underscores. Not `"metrics"`, the table of `Run.log`: a
-      run that resumes writes it again, without other rows.
+    - `name`: of the table, such as `"table"`: letters, digits and underscores, not a digit first. Not `"metrics"`, the
+      table of `Run.log`: a run that resumes writes it again, without other rows.
     - `row`: values by name: numbers, text, lists, arrays and dataclasses.
 
     **Returns:** nothing.
@@ -92,7 +92,7 @@ def read_rows(folder: str | os.PathLike[str], name: str) -> list[dict[str, Any]]
 
     **Returns:** the rows, the oldest first; none if there is no such table.
 
-    **Raises:** `ValueError` for a name that is not letters, digits and underscores.
+    **Raises:** `ValueError` for a name that is not letters, digits and underscores, or that begins with a digit.
 
     !!! Example
 
@@ -120,7 +120,9 @@ def as_folder(name: str, folder: str | os.PathLike[str]) -> Path:
 
 def table_path(folder: str | os.PathLike[str], name: str) -> Path:
     if not name.isidentifier():
-        raise ValueError(f"`name` must be letters, digits and underscores, such as 'table', got {show(name)}.")
+        raise ValueError(
+            f"`name` must be letters, digits and underscores, not a digit first, such as 'table', got {show(name)}."
+        )
     return as_folder("folder", folder) / f"{name}.jsonl"
 
 
