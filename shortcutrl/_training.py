@@ -168,11 +168,11 @@ def _init_optimizer(name: str, optimizer: optax.GradientTransformation, network:
     return jax.tree.map(jnp.copy, state)
 
 
-learn = partial(eqx.filter_value_and_grad, has_aux=True)
+value_and_grad = partial(eqx.filter_value_and_grad, has_aux=True)
 """`loss(network, ...) -> (loss, aux)` to `((loss, aux), gradients)`."""
 
 
-def average(state: Any, tau: Number) -> Any:
+def move_targets(state: Any, tau: Number) -> Any:
     """Move each `target_x` of a state towards its `x`: `target + tau (online - target)`."""
     names = [name.removeprefix("target_") for name in state._fields if name.startswith("target_")]
     pairs = {name: (getattr(state, name), getattr(state, f"target_{name}")) for name in names}

@@ -214,7 +214,7 @@ def update(
         state, info = jax.jit(partial(bc.update, **options))(state, batch, key=jax.random.key(1))
         ```
     """
-    (_, nll), grads = _training.learn(policy_loss)(state.policy, state, batch, draw(key, batch), config=config)
+    (_, nll), grads = _training.value_and_grad(policy_loss)(state.policy, state, batch, draw(key, batch), config=config)
     return _training.step(Networks, state, optimizers, policy=grads), Info(nll)
 
 

@@ -356,11 +356,11 @@ def update(
         ```
     """
     draws = draw(key, batch, config=config)
-    (td, q), grads = _training.learn(critic_loss)(state.critic, state, batch, draws, config=config)
+    (td, q), grads = _training.value_and_grad(critic_loss)(state.critic, state, batch, draws, config=config)
     state = _training.step(Networks, state, optimizers, critic=grads)
-    (_, terms), grads = _training.learn(policy_loss)(state.policy, state, batch, draws, config=config)
+    (_, terms), grads = _training.value_and_grad(policy_loss)(state.policy, state, batch, draws, config=config)
     state = _training.step(Networks, state, optimizers, policy=grads)
-    state = _training.average(state, config.tau)._replace(updates=state.updates + 1)
+    state = _training.move_targets(state, config.tau)._replace(updates=state.updates + 1)
     return state, Info(td, q, *terms)
 
 

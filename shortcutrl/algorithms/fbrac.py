@@ -284,10 +284,10 @@ def update(
         ```
     """
     args: Any = state, batch, draw(key, batch)
-    (td, q), critic_grads = _training.learn(critic_loss)(state.critic, *args, config=config)
-    (_, terms), policy_grads = _training.learn(policy_loss)(state.policy, *args, config=config)
+    (td, q), critic_grads = _training.value_and_grad(critic_loss)(state.critic, *args, config=config)
+    (_, terms), policy_grads = _training.value_and_grad(policy_loss)(state.policy, *args, config=config)
     state = _training.step(Networks, state, optimizers, policy=policy_grads, critic=critic_grads)
-    return _training.average(state, config.tau), Info(td, q, *terms)
+    return _training.move_targets(state, config.tau), Info(td, q, *terms)
 
 
 @_contract.checked(Networks)

@@ -298,13 +298,13 @@ def update(
         ```
     """
     draws = draw(key, batch)
-    (td, q), critic_grads = _training.learn(critic_loss)(state.critic, state, batch, draws, config=config)
-    (_, terms), policy_grads = _training.learn(policy_loss)(
+    (td, q), critic_grads = _training.value_and_grad(critic_loss)(state.critic, state, batch, draws, config=config)
+    (_, terms), policy_grads = _training.value_and_grad(policy_loss)(
         (state.flow, state.student), state, batch, draws, config=config
     )
     flow_grads, student_grads = policy_grads
     state = _training.step(Networks, state, optimizers, flow=flow_grads, student=student_grads, critic=critic_grads)
-    return _training.average(state, config.tau), Info(td, q, *terms)
+    return _training.move_targets(state, config.tau), Info(td, q, *terms)
 
 
 @_contract.checked(Networks)

@@ -310,11 +310,11 @@ def update(
         ```
     """
     args: Any = state, batch, draw(key, batch)
-    (fit, v), value_grads = _training.learn(value_loss)(state.value, *args, config=config)
-    (td, q), critic_grads = _training.learn(critic_loss)(state.critic, *args, config=config)
-    (extract, nll), policy_grads = _training.learn(policy_loss)(state.policy, *args, config=config)
+    (fit, v), value_grads = _training.value_and_grad(value_loss)(state.value, *args, config=config)
+    (td, q), critic_grads = _training.value_and_grad(critic_loss)(state.critic, *args, config=config)
+    (extract, nll), policy_grads = _training.value_and_grad(policy_loss)(state.policy, *args, config=config)
     state = _training.step(Networks, state, optimizers, policy=policy_grads, critic=critic_grads, value=value_grads)
-    return _training.average(state, config.tau), Info(td, q, fit, v, extract, nll)
+    return _training.move_targets(state, config.tau), Info(td, q, fit, v, extract, nll)
 
 
 @_contract.checked(Networks)

@@ -317,14 +317,14 @@ def update(
         ```
     """
     args: Any = state, batch, draw(key, batch)
-    (td, q), critic_grads = _training.learn(critic_loss)(state.critic, *args, config=config)
+    (td, q), critic_grads = _training.value_and_grad(critic_loss)(state.critic, *args, config=config)
     count = jnp.asarray(state.updates) + 1
     move = count % config.policy_period == 0
 
     def step_both():
-        (_, terms), grads = _training.learn(policy_loss)(state.policy, *args, config=config)
+        (_, terms), grads = _training.value_and_grad(policy_loss)(state.policy, *args, config=config)
         new = _training.step(Networks, state, optimizers, policy=grads, critic=critic_grads)
-        return _training.average(new, config.tau), tuple(term.astype(td.dtype) for term in terms)
+        return _training.move_targets(new, config.tau), tuple(term.astype(td.dtype) for term in terms)
 
     def step_critic():
         return _training.step(Networks, state, optimizers, critic=critic_grads), (jnp.zeros_like(td),) * 2

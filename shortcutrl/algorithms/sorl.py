@@ -355,11 +355,11 @@ def update(
         ```
     """
     draws = draw(key, batch, config=config, jumps_key=jumps_key)
-    (td, q), critic_grads = _training.learn(critic_loss)(state.critic, state, batch, draws, config=config)
+    (td, q), critic_grads = _training.value_and_grad(critic_loss)(state.critic, state, batch, draws, config=config)
     state = _training.step(Networks, state, optimizers, critic=critic_grads)
-    (_, terms), policy_grads = _training.learn(policy_loss)(state.policy, state, batch, draws, config=config)
+    (_, terms), policy_grads = _training.value_and_grad(policy_loss)(state.policy, state, batch, draws, config=config)
     state = _training.step(Networks, state, optimizers, policy=policy_grads)
-    return _training.average(state, config.tau), Info(td, q, *terms)
+    return _training.move_targets(state, config.tau), Info(td, q, *terms)
 
 
 @_contract.checked(Networks)

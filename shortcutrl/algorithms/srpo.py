@@ -354,13 +354,13 @@ def update(
         ```
     """
     args: Any = state, batch, draw(key, batch)
-    (fit, v), value_grads = _training.learn(value_loss)(state.value, *args, config=config)
-    (td, q), critic_grads = _training.learn(critic_loss)(state.critic, *args, config=config)
+    (fit, v), value_grads = _training.value_and_grad(value_loss)(state.value, *args, config=config)
+    (td, q), critic_grads = _training.value_and_grad(critic_loss)(state.critic, *args, config=config)
     policy = state.diffusion, state.policy
-    (_, terms), (diffusion_grads, policy_grads) = _training.learn(policy_loss)(policy, *args, config=config)
+    (_, terms), (diffusion_grads, policy_grads) = _training.value_and_grad(policy_loss)(policy, *args, config=config)
     grads = Networks(diffusion_grads, policy_grads, critic_grads, value_grads)
     state = _training.step(Networks, state, optimizers, **grads._asdict())
-    return _training.average(state, config.tau), Info(td, q, fit, v, *terms)
+    return _training.move_targets(state, config.tau), Info(td, q, fit, v, *terms)
 
 
 @_contract.checked(Networks)
