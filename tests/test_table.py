@@ -136,6 +136,11 @@ def test_agents_of_different_settings_are_not_averaged(table, file, name, values
         table.read((file,))
 
 
+def test_the_table_compares_all_settings_that_a_training_records(table, run):
+    """The number of episodes of a dataset is not one of them: it is known by its checksum."""
+    assert {*run.TRAINING} - {"data_episodes"} <= {*table.SETTINGS}
+
+
 def test_a_line_that_is_none_is_named(table, file):
     file.write_text(file.read_text() + "{}\n")
     with pytest.raises(ValueError, match=r"agents\.jsonl:13 is not a line of run\.py"):

@@ -27,7 +27,10 @@ from matplotlib import pyplot as plt
 Scores = dict[str, dict[str, np.ndarray]]
 """Success in percent by method, task and seed."""
 
-SETTINGS = ("config", "act", "updates", "batch_size", "width", "depth", "n_step", "learning_rate", "file", "sha256")
+SETTINGS = (
+    *("config", "act", "updates", "batch_size", "width", "depth", "n_step", "chunk", "learning_rate"),
+    *("file", "sha256"),
+)
 """What all agents of a method on a task must share; the last is that of the dataset."""
 
 
