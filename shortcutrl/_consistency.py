@@ -10,7 +10,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from shortcutrl import _checks
-from shortcutrl._call import encoded, like_x
+from shortcutrl._call import like_x
 from shortcutrl._typed import show, typed
 from shortcutrl._types import Action, ActionLike, Clip, Obs, Scalar, ScalarLike
 
@@ -206,7 +206,6 @@ def consistency_sample(
     rows = _checks.as_rows("noise", noise, len(levels))
     bounds = _checks.as_clip("clip", clip, rows[0])
     first, *others = (_as_level("levels", level, rows.dtype) for level in levels)
-    obs = encoded(model, obs)
     action = like_x("model", model, obs, first * rows[0], first)
     for level, row in zip(others, rows[1:], strict=True):
         spread = jnp.sqrt(level**2 - jnp.asarray(SMALLEST_LEVEL, level.dtype) ** 2)

@@ -198,7 +198,8 @@ NOT_A_FIELD_VALUE = {
     },
 }
 ABOVE = {"above one": 1.1}
-OUT_OF_RANGE = {"discount": ABOVE, "tau": ABOVE, "expectile": ABOVE, "num_levels": {"one": 1}}
+OUT_OF_RANGE = {"discount": ABOVE, "tau": ABOVE, "expectile": ABOVE, "num_levels": {"one": 1, "too many": 4097}}
+OUT_OF_RANGE |= {"schedule_updates": {"beyond int32": 2**31}}
 CASES = [
     pytest.param(module, field.name, bad, id=f"{name}-{field.name}-{kind}")
     for name, module in MODULES.items()

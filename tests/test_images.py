@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from test_nn import gelu, jostled
 
 import shortcutrl
-from shortcutrl import Transition, cac, data, fbrac, iql, nn, rollout_k, sorl
+from shortcutrl import Transition, cac, data, fbrac, fql, iql, nn, rollout_k, sorl
 from shortcutrl.evaluate import EnvPool, StackedFrames, evaluate
 
 KEY = jax.random.key(0)
@@ -445,24 +445,21 @@ def test_what_calls_a_velocity_several_times_encodes_once(name):
 
 @pytest.mark.parametrize(
     ("module", "options", "expected"),
-    [(sorl, {"num_steps": 4, "max_jumps": 4}, 3 + 3), (fbrac, {}, 3 + 2), (cac, {}, 4 + 3)],
-    ids=["sorl", "fbrac", "cac"],
+    [(sorl, {"num_steps": 4, "max_jumps": 4}, 3 + 3), (fbrac, {}, 3 + 2), (cac, {}, 3 + 3), (fql, {}, 3 + 3)],
+    ids=["sorl", "fbrac", "cac", "fql"],
 )
 def test_an_update_encodes_once_for_each_network_and_batch_of_observations(module, options, expected):
-    """The critic's loss: critic, target critic, policy. The policy's: policy, critic, and a teacher if there is one.
-
-    The target policy of CAC encodes at both of its steps, without gradients, so that the compiler merges them.
-    """
+    """The critic's loss: critic, target critic, policy. The policy's: policy, critic, and a teacher if there is one."""
     (batch, config), calls = (transitions(), module.Config(**options)), Calls()
     encoder = Counted(jnp.ones(batch.obs.shape[-1]), calls)
     networks = module.networks(batch, width=8, depth=1, encoder=encoder, key=KEY)
-    optimizers = module.Networks(optax.sgd(1e-2), optax.sgd(1e-2))
+    optimizers = module.Networks(*[optax.sgd(1e-2)] * len(networks))
     state = module.init(networks, config=config, optimizers=optimizers)
     calls.clear()
     update = partial(module.update, config=config, optimizers=optimizers)
     new, _ = jax.jit(update)(state, batch, key=KEY)
     assert len(calls) == expected
-    for network in ("policy", "critic"):
+    for network in networks._fields:
         assert jnp.any(getattr(new, network).encoder.weight != getattr(state, network).encoder.weight)
 
 

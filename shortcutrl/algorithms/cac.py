@@ -69,8 +69,8 @@ class Config:
 
     - `eta`: the weight of Q against imitation, non-negative. Tune it for each environment (published: 0.003 to 1).
     - `sample_steps`: the number of steps in which the policy makes an action. Q is maximised through them.
-    - `num_levels`: the number of noise levels after `schedule_updates` updates, at least 2. It grows from 2.
-    - `schedule_updates`: the number of updates in which the noise levels grow to `num_levels`, at least 1.
+    - `num_levels`: the number of noise levels after `schedule_updates` updates, in [2, 4,096]. It grows from 2.
+    - `schedule_updates`: the number of updates in which the noise levels grow to `num_levels`, in [1, 2^31).
     - `backup_candidates`: the number of actions in the TD target; each critic takes its best one.
     - `discount`: γ, in [0, 1].
     - `tau`: how far the target networks move at each update, in (0, 1].
@@ -96,8 +96,8 @@ class Config:
 
     def __post_init__(self) -> None:
         _contract.validate(self, non_negative=["eta"], sizes=["sample_steps", "backup_candidates"])
-        _checks.as_size("num_levels", self.num_levels, FIRST_LEVELS)
-        _checks.as_size("schedule_updates", self.schedule_updates, maximum=2**31)
+        _checks.as_size("num_levels", self.num_levels, FIRST_LEVELS, _checks.MAX_COUNT)
+        _checks.as_size("schedule_updates", self.schedule_updates, maximum=2**31 - 1)
 
 
 class State(NamedTuple):
@@ -245,17 +245,19 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
 
     **Raises:** as [`sorl.critic_loss`][shortcutrl.sorl.critic_loss].
     """
-    act = _actor(state.target_policy, config)
+    networks = {"state.target_policy": state.target_policy, "state.target_critic": state.target_critic}
+    next_obs, target_policy, target_critic = _training.encode_once(batch.next_obs, **networks)
+    act = _actor(target_policy, config)
 
     def one(transition, noise):
         def evaluate(noise):
             action = action_of("state.target_policy", act, transition.next_obs, noise)
-            return ensemble_of("state.target_critic", state.target_critic, transition.next_obs, action)
+            return ensemble_of("state.target_critic", target_critic, transition.next_obs, action)
 
         next_value = jax.vmap(evaluate)(noise).max(axis=0).min()
         return fit_to_target(critic, transition, bellman_target(transition, next_value, discount=config.discount))
 
-    losses, info = jax.vmap(one)(batch, draws.td_noise)
+    losses, info = jax.vmap(one)(batch._replace(next_obs=next_obs), draws.td_noise)
     return losses.mean(), info.q.mean()
 
 

@@ -238,18 +238,19 @@ def policy_loss(
         loss, terms = fql.policy_loss(policy, state, batch, fql.draw(key, batch), config=config)
         ```
     """
-    flow, student = policy
+    networks = {"flow": policy[0], "student": policy[1], "state.critic": state.critic}
+    obs, flow, student, critic = _training.encode_once(batch.obs, **networks)
     match = partial(flow_matching_loss, flow, h=0.0)
-    flow_matching = jax.vmap(match)(batch.obs, batch.action, draws.flow_noise, draws.flow_t).mean()
+    flow_matching = jax.vmap(match)(obs, batch.action, draws.flow_noise, draws.flow_t).mean()
     teacher = partial(rollout_k, flow, k=config.flow_steps, clip=config.clip)
 
     def improve(obs, noise):
         action = action_of("student", student, obs, noise)
         taken = lambda obs, noise: action  # one pass of the student for both losses
-        minus_q, info = q_loss(partial(clipped, taken, clip=config.clip), state.critic, obs, noise)
+        minus_q, info = q_loss(partial(clipped, taken, clip=config.clip), critic, obs, noise)
         return distill_loss(taken, teacher, obs, noise), minus_q, info.q
 
-    distillations, losses, q = jax.vmap(improve)(batch.obs, draws.noise)
+    distillations, losses, q = jax.vmap(improve)(obs, draws.noise)
     distillation, minus_q = distillations.mean(), losses.mean()
     q_term = _training.normalized(minus_q, q) if config.normalize_q else minus_q
     return flow_matching + config.alpha * distillation + q_term, (flow_matching, distillation, minus_q)
