@@ -151,6 +151,11 @@ def test_actions_outside_the_space_are_warned_of_once(processes):
         )  # within: no warning, which would be an error
 
 
+def test_whole_numbers_are_within_a_space_without_bounds():
+    make_env = lambda: Changed(action_space=gymnasium.spaces.Box(-np.inf, np.inf, (2,)))
+    evaluate(lambda obs, key: jnp.array([0, 300]), here(1, make_env), episodes=1)  # a warning would be an error
+
+
 class OwnBox(gymnasium.spaces.Box):
     """A space of a class that only this module has."""
 

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -115,7 +116,9 @@ def evaluate(
 
 def _outside(pool: EnvPool, actions: np.ndarray) -> list[np.ndarray]:
     """The actions outside the action space."""
-    low, high = (bound.astype(actions.dtype) for bound in (pool._action_space.low, pool._action_space.high))
+    low, high = pool._action_space.low, pool._action_space.high
+    if jnp.issubdtype(actions.dtype, jnp.floating):  # which may have rounded a bound
+        low, high = low.astype(actions.dtype), high.astype(actions.dtype)
     with np.errstate(invalid="ignore"):  # NaN is refused later
         bad = (actions < low) | (actions > high)
     return list(actions[bad.any(axis=tuple(range(1, bad.ndim)))])
