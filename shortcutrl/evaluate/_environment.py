@@ -37,7 +37,7 @@ class Environment:
                 f"`make_env` must return a `gymnasium.Env`, got {show(self.env)}. Pass a function without arguments "
                 "that makes one, such as `lambda: gymnasium.make(name)`."
             )
-        self.action_space = check_actions("env", self._call("action_space", getattr, self.env, "action_space", None))
+        self.action_space = check_actions(self._call("action_space", getattr, self.env, "action_space", None))
         self.observation_space = self._call("observation_space", getattr, self.env, "observation_space", None)
         self.empty_obs = zeros(self.observation_space)
 

@@ -15,11 +15,11 @@ from shortcutrl._typed import show
 _ARRAYS = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
-def check_actions(name: str, space: Any) -> spaces.Box:
+def check_actions(space: Any) -> spaces.Box:
     """The action space, which must be a Box: actors return vectors of numbers."""
     if not isinstance(space, spaces.Box):
         raise ValueError(
-            f"the action space of `{name}` must be a Box, got {show(space)}: actors return real numbers. Wrap the "
+            f"the action space of `env` must be a Box, got {show(space)}: actors return real numbers. Wrap the "
             "environment in `gymnasium.wrappers.TransformAction(env, function, box)`, whose function turns them into "
             "its actions."
         )
@@ -41,7 +41,10 @@ def zeros(space: Any, name: str = "observation_space") -> Any:
 
 
 def conform(space: gymnasium.Space, obs: Any, name: str = "observation") -> Any:
-    """The arrays of an observation, each of its space's shape and dtype, in the form of `zeros`."""
+    """Copies of the arrays of an observation, each of its space's shape and dtype, in the form of `zeros`.
+
+    Environments may reuse the arrays that they return, or share them.
+    """
     if isinstance(space, spaces.Dict):
         if not isinstance(obs, Mapping) or obs.keys() != space.keys():
             got = sorted(map(str, obs)) if isinstance(obs, Mapping) else show(obs)
@@ -54,23 +57,17 @@ def conform(space: gymnasium.Space, obs: Any, name: str = "observation") -> Any:
     array = as_numbers(obs)
     if array is None or array.shape != space.shape:
         raise ValueError(f"`{name}` must be an array of shape {space.shape}, as its space says, got {show(obs)}.")
-    if array.dtype != space.dtype:
-        converted = convert(array, space.dtype)
-        if converted is None:
-            raise ValueError(
-                f"`{name}` is {array.dtype} and would lose its values as {space.dtype}, the dtype of its space. Give "
-                "the space the dtype of the observations."
-            )
-        array = converted
-    _check_finite(name, array)
-    return array
-
-
-def _check_finite(name: str, array: np.ndarray) -> None:
-    if array.dtype.kind == "f" and not (finite := np.isfinite(array)).all():
-        index = np.unravel_index(finite.argmin(), array.shape)
+    converted = convert(array, space.dtype)
+    if converted is None:
+        raise ValueError(
+            f"`{name}` is {array.dtype} and would lose its values as {space.dtype}, the dtype of its space. Give the "
+            "space the dtype of the observations."
+        )
+    if converted.dtype.kind == "f" and not (finite := np.isfinite(converted)).all():
+        index = np.unravel_index(finite.argmin(), converted.shape)
         where = f" at index {tuple(map(int, index))}" if index else ""
-        raise ValueError(f"`{name}` must be finite, got {array[index]}{where}.")
+        raise ValueError(f"`{name}` must be finite, got {converted[index]}{where}.")
+    return converted
 
 
 def as_numbers(value: Any) -> np.ndarray | None:

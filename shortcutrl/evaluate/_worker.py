@@ -47,11 +47,10 @@ class Group:
         stepped, ended, success = np.zeros((3, size), bool)
         for i, env in enumerate(self.envs):
             if seeds[i] >= 0:
-                self.obs[i] = _copied(env.reset(int(seeds[i])))
+                self.obs[i] = env.reset(int(seeds[i]))
                 self.playing[i] = True
             elif self.playing[i] and actions is not None:
-                obs, reward[i], ended[i], info = env.step(actions[i])
-                self.obs[i] = _copied(obs)
+                self.obs[i], reward[i], ended[i], info = env.step(actions[i])
                 stepped[i], self.playing[i] = True, not ended[i]
                 if ended[i] and success_key is not None:
                     success[i] = env.success(info, success_key)
@@ -66,11 +65,6 @@ class Group:
                 env.close()
             except Exception as error:
                 warnings.warn(f"{error}", stacklevel=2)
-
-
-def _copied(obs: Any) -> Any:
-    """Environments may reuse the arrays that they return, or share them."""
-    return jax.tree.map(np.copy, obs)
 
 
 def plain(space: gymnasium.spaces.Box) -> gymnasium.spaces.Box:

@@ -41,7 +41,7 @@ class ChunkedActions(gymnasium.Wrapper):
     def __init__(self, env: gymnasium.Env, length: Integer):
         super().__init__(env)
         self.length: int = as_size("length", length, maximum=MAX_LENGTH)
-        space = check_actions("env", env.action_space)
+        space = check_actions(env.action_space)
         if len(space.shape) != 1:
             raise ValueError(f"`env` must have a flat Box as its action space, got {space}. Flatten it in a wrapper.")
         self.action_space = Box(
@@ -87,7 +87,7 @@ class ScaledActions(gymnasium.Wrapper):
             raise TypeError(
                 f"`scale` must have a method `from_unit(action)`, as `data.ActionScale` has, got {show(scale)}."
             )
-        space = check_actions("env", env.action_space)
+        space = check_actions(env.action_space)
         self.scale = scale
         self.action_space = Box(-1.0, 1.0, space.shape, np.float32)
         try:
@@ -161,8 +161,7 @@ class StackedFrames(gymnasium.Wrapper):
         return self._stacked(), reward, terminated, truncated, info
 
     def _frame(self, obs: Any) -> Any:
-        """A copy: some environments draw into one buffer."""
-        return jax.tree.map(np.copy, conform(self._single, obs))
+        return conform(self._single, obs)
 
     def _stacked(self) -> Any:
         return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=-1), *self._last)
