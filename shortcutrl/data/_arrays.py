@@ -11,7 +11,7 @@ from shortcutrl._checks import is_real, named_leaves
 from shortcutrl._typed import show
 
 
-def check_numbers(name: str, value: Any) -> None:
+def check_array(name: str, value: Any) -> None:
     """`value` is an array of real numbers."""
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"`{name}` is a masked array. Drop its masked rows, or fill them by `filled(...)`.")
@@ -21,9 +21,9 @@ def check_numbers(name: str, value: Any) -> None:
         raise TypeError(f"`{name}` must hold real numbers, got {show(value)}. Convert it by `astype(np.float32)`.")
 
 
-def as_numbers(name: str, value: Any) -> np.ndarray:
+def as_host_array(name: str, value: Any) -> np.ndarray:
     """An array of real numbers on the host."""
-    check_numbers(name, value)
+    check_array(name, value)
     if isinstance(value, Tracer):
         raise TypeError(f"`{name}` must be concrete, got {show(value)}. Call the function outside of `jit` and `vmap`.")
     return np.asarray(value)
@@ -31,7 +31,7 @@ def as_numbers(name: str, value: Any) -> np.ndarray:
 
 def as_float32(name: str, value: Any, *, rank: int) -> np.ndarray:
     """A finite float32 array of this rank, shape `(rows,)` or `(rows, action)`."""
-    values = as_numbers(name, value)
+    values = as_host_array(name, value)
     if values.ndim != rank:
         shape, remedy = ("(rows,)", "squeeze(-1)") if rank == 1 else ("(rows, action)", "reshape(rows, -1)")
         raise ValueError(f"`{name}` must have shape {shape}, got {values.shape}. Use `{name}.{remedy}`.")
@@ -42,7 +42,7 @@ def as_float32(name: str, value: Any, *, rank: int) -> np.ndarray:
 
 def as_stored(name: str, value: Any) -> np.ndarray:
     """A finite array in the dtype that it is stored in: its own, or the next narrower that JAX has."""
-    values = as_numbers(name, value)
+    values = as_host_array(name, value)
     if jnp.issubdtype(values.dtype, jnp.floating):
         return _finite(name, values, np.float32 if values.dtype.itemsize > 4 else values.dtype)
     dtype = jax.dtypes.canonicalize_dtype(values.dtype)
@@ -81,7 +81,7 @@ def check_leaves(name: str, tree: Any) -> None:
     if not leaves:
         raise TypeError(f"`{name}` holds no array, got {show(tree)}. Pass an array or a pytree of arrays.")
     for path, leaf in leaves:
-        check_numbers(path, leaf)
+        check_array(path, leaf)
 
 
 def check_rows(fields: dict[str, Any], like: str) -> None:

@@ -11,7 +11,7 @@ from jaxtyping import Array, PRNGKeyArray
 from shortcutrl._checks import as_size, check_range, named_leaves
 from shortcutrl._typed import show, typed
 from shortcutrl._types import Integer, Number, Transition
-from shortcutrl.data._arrays import as_stored, check_alike, check_leaves, check_numbers, check_rows, refuse
+from shortcutrl.data._arrays import as_stored, check_alike, check_array, check_leaves, check_rows, refuse
 from shortcutrl.data._dataset import Dataset
 from shortcutrl.data._index import is_start, look_ahead, rows_after, rows_from, stack, stack_after
 
@@ -151,7 +151,7 @@ def _check_fields(dataset: Dataset, frame_stack: int) -> None:
         if name.endswith("obs"):
             check_leaves(name, field)
             continue
-        check_numbers(name, field)
+        check_array(name, field)
         rank = 2 if name == "dataset.action" else 1
         if field.ndim != rank:
             shape = "(rows, action)" if rank == 2 else "(rows,)"

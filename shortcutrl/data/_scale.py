@@ -13,7 +13,7 @@ from jaxtyping import Array, Shaped
 from shortcutrl._checks import is_numeric
 from shortcutrl._typed import show, typed
 from shortcutrl._types import Bound
-from shortcutrl.data._arrays import as_numbers, check_numbers, refuse
+from shortcutrl.data._arrays import as_host_array, check_array, refuse
 
 
 @typed
@@ -78,12 +78,12 @@ class ActionScale:
         return self._map(action, lambda a, low, high: (1 - a) / 2 * low + (1 + a) / 2 * high)
 
     def _map(self, action: Any, formula: Callable[[Any, Any, Any], Any]) -> Any:
-        check_numbers("action", action)
+        check_array("action", action)
         size = np.shape(self.low)
         if action.shape[-len(size) or action.ndim :] != size:
             raise ValueError(f"`action` must have shape (..., {size[0]}) like the bounds, got {action.shape}.")
         if not isinstance(action, Tracer):
-            known = as_numbers("action", action)
+            known = as_host_array("action", action)
             refuse("action", known, ~np.isfinite(known), "is not finite")
         if isinstance(action, jax.Array):
             dtype = jnp.promote_types(action.dtype, jnp.float32)
@@ -100,7 +100,7 @@ def as_bounds(name: str, low: Any, high: Any) -> tuple[np.ndarray, np.ndarray]:
     for bound in (low, high):
         bound = np.asarray(bound) if isinstance(bound, list | tuple) else bound
         if isinstance(bound, jax.Array | np.ndarray):
-            bound = as_numbers(name.strip("`"), bound)
+            bound = as_host_array(name.strip("`"), bound)
         number = isinstance(bound, int | float) and not isinstance(bound, bool)
         vector = is_numeric(bound) and np.ndim(bound) <= 1 and np.size(bound) > 0 and np.asarray(bound).dtype != bool
         if not (number or vector):
