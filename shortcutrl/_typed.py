@@ -94,7 +94,7 @@ def show(value: Any) -> str:
     """A value in a few words: an array by its dtype and shape, anything else by its shortened `repr`."""
     if isinstance(value, np.ma.MaskedArray):
         return f"a masked array of {value.dtype}{list(value.shape)}"
-    if _is_key(value):
+    if is_key(value):
         return f"random keys of shape {value.shape}" if value.shape else "a random key"
     if isinstance(value, jax.Array | np.ndarray | np.generic):
         traced = "a traced " if isinstance(value, Tracer) else ""
@@ -120,8 +120,8 @@ def _class_name(kind: type) -> str:
     return f"{module}.{kind.__name__}" if kind.__name__ in _OF_ALGORITHMS else kind.__name__
 
 
-def _is_key(value: Any) -> bool:
-    return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+def is_key(value: Any) -> bool:
+    return isinstance(value, jax.Array | jax.ShapeDtypeStruct) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
 def _parts(hint: Any) -> list[Any]:
@@ -193,7 +193,7 @@ def _remedy(name: str, hint: Any, value: Any, given: dict[str, Any]) -> str:
         ranks = {len(shape.split()) for shape in shapes}
         if array and value.ndim > max(ranks):
             return "For a batch, use `jax.vmap` around the function."
-        if array and not jnp.issubdtype(value.dtype, jnp.floating) and not _is_key(value):
+        if array and not jnp.issubdtype(value.dtype, jnp.floating) and not is_key(value):
             return f"Convert it: `{name}.astype(jnp.float32)`."
         if array and value.ndim in ranks:
             others = [

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "shortcutrl"
 
 LAYERS = [
     {"_types", "_typed", "_processes", "_memory"},
-    {"_checks", "_sharding"},
+    {"_checks", "_files", "_sharding"},
     {"_call"},
     {"_step", "_path", "_actors"},
     {"_flow", "_value", "_diffusion", "_consistency"},

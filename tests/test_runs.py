@@ -596,3 +596,10 @@ def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"`folder`: .*file is a file. Choose another path"):
         Run(tmp_path / "file", {})
+
+
+def test_the_home_folder_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with Run("~/runs/first", {"seed": 0}) as run:
+        assert run.folder == tmp_path / "runs" / "first"
+    assert load_settings("~/runs/first") == {"seed": 0}

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from shortcutrl._checks import named_leaves
-from shortcutrl._typed import show, typed
-from shortcutrl.runs._rows import as_folder
+from shortcutrl._files import as_path
+from shortcutrl._typed import is_key, show, typed
 
 KEPT = 2
 """The checkpoints that stay, so that there is an older one if the last is damaged."""
@@ -50,7 +50,7 @@ def load_checkpoint(folder: str | os.PathLike[str], state: Any) -> Any:
         assert loaded["policy"].sum() == 3
         ```
     """
-    folder = as_folder("folder", folder)
+    folder = as_path("folder", folder)
     while (step := last_step(folder)) is not None:
         try:
             return read(folder, step, state)
@@ -174,13 +174,9 @@ def _is_numeric(dtype: Any) -> bool:
     return jnp.issubdtype(dtype, np.number) or jnp.issubdtype(dtype, np.bool_)
 
 
-def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
 def _plain(leaf: Any) -> Any:
     """A leaf as it is saved: of random keys, their data."""
-    if not _is_key(leaf):
+    if not is_key(leaf):
         return leaf
     return jax.random.key_data(leaf) if isinstance(leaf, jax.Array) else jax.eval_shape(jax.random.key_data, leaf)
 
@@ -203,7 +199,7 @@ def _like(saved: np.ndarray, leaf: Any) -> Any:
         return saved if isinstance(leaf, np.ndarray) else saved[()]
     if isinstance(leaf, bool | int | float | complex):
         return type(leaf)(saved.item())
-    if _is_key(leaf):
+    if is_key(leaf):
         impl: list[Any] = []
         jax.eval_shape(lambda key: impl.append(jax.random.key_impl(key)), leaf)  # of a ShapeDtypeStruct, too
         array = jax.random.wrap_key_data(jnp.array(saved), impl=impl[0])

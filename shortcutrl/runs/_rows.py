@@ -10,6 +10,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
+from shortcutrl._files import as_path, whole
 from shortcutrl._typed import show, typed
 
 
@@ -37,7 +38,7 @@ def load_settings(folder: str | os.PathLike[str]) -> dict[str, Any]:
             assert load_settings(folder) == {"seed": 0}
         ```
     """
-    path = as_folder("folder", folder) / "settings.json"
+    path = as_path("folder", folder) / "settings.json"
     if not path.exists():
         raise ValueError(f"`folder`: {folder} holds no run. Train there first.")
     if isinstance(settings := _parse(path.read_bytes()), dict):
@@ -111,19 +112,12 @@ def read_rows(folder: str | os.PathLike[str], name: str) -> list[dict[str, Any]]
     return [row for row in parsed if isinstance(row, dict)]
 
 
-def as_folder(name: str, folder: str | os.PathLike[str]) -> Path:
-    path = Path(os.fsdecode(folder))
-    if "\0" in str(path) or not os.fspath(folder):
-        raise ValueError(f"`{name}` must be a path, got {show(folder)}.")
-    return path.absolute()
-
-
 def table_path(folder: str | os.PathLike[str], name: str) -> Path:
     if not name.isidentifier():
         raise ValueError(
             f"`name` must be letters, digits and underscores, not a digit first, such as 'table', got {show(name)}."
         )
-    return as_folder("folder", folder) / f"{name}.jsonl"
+    return as_path("folder", folder) / f"{name}.jsonl"
 
 
 def as_json(name: str, values: dict[Any, Any], **options: Any) -> str:
@@ -137,14 +131,8 @@ def as_json(name: str, values: dict[Any, Any], **options: Any) -> str:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_suffix(".partial")
-    try:
-        partial.write_text(text)
-        partial.replace(path)
-    except BaseException:  # such as a full disk
-        partial.unlink(missing_ok=True)
-        raise
+    with whole(path, path.with_suffix(".partial")) as file:
+        file.write(text.encode())
 
 
 def _plain(value: Any) -> Any:

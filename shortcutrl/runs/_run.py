@@ -16,10 +16,11 @@ from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttribut
 from tensorboardX.summary import scalar
 
 from shortcutrl._checks import as_size
+from shortcutrl._files import as_path
 from shortcutrl._typed import show, typed
 from shortcutrl._types import Integer
 from shortcutrl.runs import _checkpoint
-from shortcutrl.runs._rows import append_row, as_folder, as_json, load_settings, read_rows, write_whole
+from shortcutrl.runs._rows import append_row, as_json, load_settings, read_rows, write_whole
 
 
 class Run:
@@ -71,7 +72,7 @@ class Run:
         *,
         logger: Callable[[int, dict[str, float]], Any] | None = None,
     ):
-        self.folder: Path = as_folder("folder", folder)
+        self.folder: Path = as_path("folder", folder).absolute()
         text = as_json("settings", settings, indent=1, allow_nan=False)
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"`folder`: {self.folder} is a file. Choose another path.")

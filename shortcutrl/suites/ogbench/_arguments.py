@@ -2,24 +2,9 @@
 
 import os
 from pathlib import Path
-from typing import Any
-
-from shortcutrl._typed import show
 
 MAX_COUNT = 1_000_000
 MAX_SEED = 2**64 - 1
-
-
-def as_path(name: str, value: Any) -> Path:
-    """A path, with `~` expanded."""
-    try:
-        path = Path(value).expanduser()
-        os.fsencode(path)
-    except (RuntimeError, TypeError, UnicodeError) as error:  # no home folder; a path of bytes; half a character
-        raise ValueError(f"`{name}` must be a path of text, got {show(value)} ({error}).") from None
-    if "\0" in str(path):
-        raise ValueError(f"`{name}` must be a path, got {show(value)}. Remove its null characters.")
-    return path
 
 
 def make_folder(name: str, folder: Path) -> Path:

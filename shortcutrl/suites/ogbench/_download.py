@@ -9,6 +9,8 @@ from filelock import FileLock
 from ogbench import utils
 from tqdm import tqdm
 
+from shortcutrl._files import whole
+
 _FAILURES = (OSError, HTTPException, ValueError)  # the last is for a bad URL, such as that of a proxy
 
 
@@ -38,15 +40,13 @@ def download(dataset: str, folder: Path, progress: bool) -> Path:
 def _fetch(url: str, path: Path, progress: bool) -> None:
     partial = path.with_name(f"{path.name}.partial")
     try:
-        with urlopen(url, timeout=60) as response, partial.open("wb") as file:
+        with urlopen(url, timeout=60) as response, whole(path, partial) as file:
             bar = {"total": response.length, "desc": f"downloading {path.name}", "disable": not progress}
             with tqdm.wrapattr(file, "write", **bar) as out:
                 while block := response.read(2**20):
                     out.write(block)
-        if not zipfile.is_zipfile(partial):  # the directory of an archive is at its end
-            raise ValueError("the answer is not a whole archive")
-        partial.replace(path)
+            file.flush()
+            if not zipfile.is_zipfile(partial):  # the directory of an archive is at its end
+                raise ValueError("the answer is not a whole archive")
     except _FAILURES as error:
         raise OSError(f"{url} cannot be downloaded to {path.parent} ({error}). Run again, or put it there.") from error
-    finally:
-        partial.unlink(missing_ok=True)

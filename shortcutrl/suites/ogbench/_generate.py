@@ -13,10 +13,11 @@ import numpy as np
 from tqdm import tqdm
 
 from shortcutrl._checks import as_size
+from shortcutrl._files import as_path
 from shortcutrl._processes import SPAWN, check_main_guard, cores, interrupts_ignored
 from shortcutrl._typed import typed
 from shortcutrl._types import Integer
-from shortcutrl.suites.ogbench._arguments import MAX_COUNT, MAX_SEED, as_path, make_folder
+from shortcutrl.suites.ogbench._arguments import MAX_COUNT, MAX_SEED, make_folder
 from shortcutrl.suites.ogbench._names import either, quote, similar
 from shortcutrl.suites.ogbench._oracles import RECIPES, Behaviour, make_behaviour, record
 from shortcutrl.suites.ogbench._renderer import check_renderer

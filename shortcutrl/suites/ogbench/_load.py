@@ -13,12 +13,13 @@ from ogbench import utils
 from ogbench.relabel_utils import relabel_dataset
 
 from shortcutrl._checks import as_size
+from shortcutrl._files import as_path
 from shortcutrl._typed import show, typed
 from shortcutrl._types import Integer
 from shortcutrl.data import Dataset, from_arrays
 from shortcutrl.data._arrays import as_flags, as_float32, as_stored, check_rows
 from shortcutrl.suites._task import Task
-from shortcutrl.suites.ogbench._arguments import MAX_COUNT, MAX_SEED, as_path, can_write, make_folder
+from shortcutrl.suites.ogbench._arguments import MAX_COUNT, MAX_SEED, can_write, make_folder
 from shortcutrl.suites.ogbench._download import download, reachable, url_of
 from shortcutrl.suites.ogbench._generate import generate
 from shortcutrl.suites.ogbench._names import split

@@ -12,6 +12,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from shortcutrl._files import whole
+
 
 @contextmanager
 def locked(path: Path, progress: bool):
@@ -101,12 +103,5 @@ def _validation(path: Path) -> Path:
 
 def save_as(path: Path, save: Any, arrays: dict[str, np.ndarray], folder: Path) -> None:
     """Write a file completely or not at all. What a killed process leaves is in `folder`, which is removed later."""
-    partial = folder / f"{path.name}.{os.getpid()}.tmp"
-    try:
-        with partial.open("wb") as file:
-            save(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole(path, folder / f"{path.name}.{os.getpid()}.tmp") as file:
+        save(file, **arrays)
