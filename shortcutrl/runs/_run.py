@@ -32,7 +32,7 @@ class Run:
 
     **Arguments:**
 
-    - `folder`: is made if it does not exist.
+    - `folder`: is made if it does not exist. `~` is expanded.
     - `settings`: all that the result depends on: names and values that JSON can keep, arrays, and dataclasses such as a
       `Config`.
     - `logger`: `logger(step, values)`, called at each [`log`][shortcutrl.runs.Run.log]: for Weights & Biases,
