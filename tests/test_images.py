@@ -444,6 +444,20 @@ def test_what_calls_a_velocity_several_times_encodes_once(name):
 
 
 @pytest.mark.parametrize(
+    ("module", "options", "expected"), [(sorl, {"k": 4}, 1), (sorl, {"k": 4, "n": 3}, 2), (cac, {}, 1)]
+)
+def test_an_actor_encodes_once_for_each_network(module, options, expected):
+    (batch, config), calls = (transitions(), module.Config()), Calls()
+    encoder = Counted(jnp.ones(batch.obs.shape[-1]), calls)
+    networks = module.networks(batch, width=8, depth=1, encoder=encoder, key=KEY)
+    state = module.init(networks, config=config, optimizers=module.OPTIMIZERS)
+    calls.clear()
+    shape = module.noise_shape(batch.action.shape[-1], config=config, **options)
+    module.actor(state, config=config, **options)(batch.obs[0], jnp.ones(shape))
+    assert len(calls) == expected
+
+
+@pytest.mark.parametrize(
     ("module", "options", "expected"),
     [(sorl, {"num_steps": 4, "max_jumps": 4}, 3 + 3), (fbrac, {}, 3 + 2), (cac, {}, 3 + 3), (fql, {}, 3 + 3)],
     ids=["sorl", "fbrac", "cac", "fql"],

@@ -26,7 +26,7 @@ import optax
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from shortcutrl import _checks, _contract, _training, nn
-from shortcutrl._call import action_of, ensemble_of
+from shortcutrl._call import action_of, encoded, ensemble_of
 from shortcutrl._consistency import (
     LARGEST_LEVEL,
     consistency_function,
@@ -225,8 +225,12 @@ def draw(key: PRNGKeyArray, batch: Transition, *, config: Config) -> Draws:
 def _actor(policy: Any, config: Config) -> Actor:
     """Samples of the policy, from noise of shape `(sample_steps, action)`."""
     levels = tuple(np.linspace(LARGEST_LEVEL, LAST_START, config.sample_steps).tolist())
-    model = eqx.Partial(consistency_function, policy)
-    return eqx.Partial(consistency_sample, model, levels=levels, clip=config.clip)
+    return eqx.Partial(_sample, policy, levels=levels, clip=config.clip)
+
+
+def _sample(policy: Any, obs: Any, noise: Any, **options: Any) -> Any:
+    obs = encoded(policy, obs)  # once for all steps
+    return consistency_sample(partial(consistency_function, policy), obs, noise, **options)
 
 
 @_contract.checked(Networks, draw)
@@ -245,19 +249,17 @@ def critic_loss(critic: Any, state: State, batch: Transition, draws: Draws, *, c
 
     **Raises:** as [`sorl.critic_loss`][shortcutrl.sorl.critic_loss].
     """
-    networks = {"state.target_policy": state.target_policy, "state.target_critic": state.target_critic}
-    next_obs, target_policy, target_critic = _training.encode_once(batch.next_obs, **networks)
-    act = _actor(target_policy, config)
+    act = _actor(state.target_policy, config)
 
     def one(transition, noise):
         def evaluate(noise):
             action = action_of("state.target_policy", act, transition.next_obs, noise)
-            return ensemble_of("state.target_critic", target_critic, transition.next_obs, action)
+            return ensemble_of("state.target_critic", state.target_critic, transition.next_obs, action)
 
         next_value = jax.vmap(evaluate)(noise).max(axis=0).min()
         return fit_to_target(critic, transition, bellman_target(transition, next_value, discount=config.discount))
 
-    losses, info = jax.vmap(one)(batch._replace(next_obs=next_obs), draws.td_noise)
+    losses, info = jax.vmap(one)(batch, draws.td_noise)
     return losses.mean(), info.q.mean()
 
 
