@@ -258,8 +258,14 @@ def test_an_actor_that_cannot_act_is_refused_before_the_training(run, tmp_path):
 OTHER = "state._replace(policy=jax.tree.map(lambda leaf: leaf.astype('float16'), state.policy)), state"
 
 
-@pytest.mark.parametrize("result", ["state", "state, {}", "(state,), NamedTuple('Info', [])()", OTHER])
-def test_an_update_that_returns_something_else_is_refused_before_the_training(run, tmp_path, result):
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        *((result, " and a NamedTuple") for result in ("state", "state, {}", "(state,), NamedTuple('Info', [])()")),
+        (OTHER, r", but \.policy.* is float16\[3, 8\], not float64\[3, 8\]"),
+    ],
+)
+def test_an_update_that_returns_something_else_is_refused_before_the_training(run, tmp_path, result, message):
     mine = tmp_path / "mine.py"
     mine.write_text(
         "from typing import NamedTuple\n"
@@ -268,7 +274,7 @@ def test_an_update_that_returns_something_else_is_refused_before_the_training(ru
         "def update(state, batch, *, config, optimizers, key):\n"
         f"    return {result}\n"
     )
-    with pytest.raises(ValueError, match="`update` of mine must return a state like that of `init` and a NamedTuple"):
+    with pytest.raises(ValueError, match=f"`update` of mine must return a state like that of `init`{message}"):
         run.agents(small(run, tmp_path), str(mine), TASKS, AGENTS[:1], float("inf"))
 
 
@@ -305,6 +311,13 @@ def test_chunks_are_trained_and_evaluated(run, tmp_path, monkeypatch):
     (row,) = read_rows(tmp_path, "agents")
     assert (row["chunk"], row["success"], len(taken)) == (3, [1], 7)
     assert len(np.unique(np.stack(taken[:3]), axis=0)) == 3  # the actions of one chunk
+
+
+def test_a_list_on_the_command_line_is_a_tuple_in_any_config(run, tmp_path):
+    """Which a file of a user's own may cache on."""
+    args = dataclasses.replace(small(run, tmp_path), set=("iql.clip=[-0.5, 0.5]",))
+    module = SimpleNamespace(Config=dataclasses.make_dataclass("Config", [("clip", tuple, (-1.0, 1.0))], frozen=True))
+    assert hash(sys.modules["settings"].configure(args, module, "iql", "mine")) == hash(module.Config((-0.5, 0.5)))
 
 
 def test_a_setting_may_shape_the_networks(run, tmp_path):

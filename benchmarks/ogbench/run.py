@@ -84,7 +84,7 @@ def check_same(args: Args, key: tuple[str, str, int], settings: dict[str, Any], 
 
 
 def chunked(make_env: Callable[[], gymnasium.Env], length: int) -> gymnasium.Env:
-    """Needs no dataset, unlike a function inside of `agents`, so that it can be sent to other processes."""
+    """Make an environment for chunks. It is sent to other processes, which a function inside of `agents` would slow."""
     return ChunkedActions(make_env(), length)
 
 

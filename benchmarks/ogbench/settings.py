@@ -33,7 +33,7 @@ class Args:
     batch_size: int = 256
     width: int = 256  # of each hidden layer; published: 512
     depth: int = 3  # hidden layers; published: 4
-    n_step: int = 1  # steps that a TD target looks ahead
+    n_step: int = 1  # steps, or chunks of them, that a TD target looks ahead
     chunk: int = 1  # actions that the policy chooses at once
     learning_rate: float | None = None  # peak of the `optimizers` below; by default each method has its published ones
     data_episodes: int | None = None  # of a dataset generated locally; by default OGBench's number
@@ -80,7 +80,8 @@ def options(changes: tuple[str, ...], method: str, flag: str) -> dict[str, Any]:
 
 def configure(args: Args, module: ModuleType, method: str, task: str) -> Any:
     """The published settings of the task's environment, with the changes of --set."""
-    changes = options(args.set, method, "set")
+    found = options(args.set, method, "set")
+    changes = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
     if unknown := changes.keys() - {field.name for field in dataclasses.fields(module.Config)}:
         raise ValueError(f"`set`: {method} has no setting {', '.join(sorted(unknown))}.")
     try:

@@ -86,15 +86,22 @@ def check_update(args: Args, module: ModuleType, config: Any, dataset: data.Data
             where = jax.tree_util.keystr(path)
             raise ValueError(
                 f"`init` of {module.__name__} made a state with {where} = {leaf!r}, but `jit` carries arrays only. "
-                "Make it a static field."
+                "Keep it in a static field of your own network."
             )
     batch = data.sample(dataset, jax.random.key(0), batch_size=1, **sampling(args, config))
     update = functools.partial(module.update, config=config, optimizers=optimizers(args, module))
     result = jax.eval_shape(update, state, batch, key=jax.random.key(0))
-    form = lambda tree: (jax.tree.structure(tree), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)])
     pair = isinstance(result, tuple) and len(result) == 2 and hasattr(result[1], "_asdict")
-    if not pair or form(result[0]) != form(jax.eval_shape(lambda: state)):
+    if not pair or jax.tree.structure(result[0]) != jax.tree.structure(state):
         raise ValueError(f"`update` of {module.__name__} must return a state like that of `init` and a NamedTuple.")
+    before = jax.tree_util.tree_leaves_with_path(jax.eval_shape(lambda: state))
+    for (path, old), new in zip(before, jax.tree.leaves(result[0]), strict=True):
+        if (old.shape, old.dtype) != (new.shape, new.dtype):
+            where = jax.tree_util.keystr(path)
+            raise ValueError(
+                f"`update` of {module.__name__} must return a state like that of `init`, but {where} is "
+                f"{new.dtype}{list(new.shape)}, not {old.dtype}{list(old.shape)}."
+            )
 
 
 @functools.cache  # compiled once for all agents that train one after the other
