@@ -102,7 +102,8 @@ class Compiler:
 
         def decide(seeds: np.ndarray, steps: np.ndarray, obs: Any) -> np.ndarray:
             nonlocal program
-            args = leaves, seeds.astype(np.uint32), steps, jax.tree.map(as_jax_has, obs)
+            obs = jax.tree_util.tree_map_with_path(_named, obs)
+            args = leaves, seeds.astype(np.uint32), steps, obs
             if program is None:
                 current = [structure, static]
                 digest = _digest(_batched(current, self._action_shape), args)
@@ -114,6 +115,10 @@ class Compiler:
             return np.asarray(program(*args))
 
         return decide
+
+
+def _named(path: Any, leaf: np.ndarray) -> np.ndarray:
+    return as_jax_has(f"observation{jax.tree_util.keystr(path)}", leaf)
 
 
 def _digest(function: Callable[..., Array], args: Any) -> bytes | None:

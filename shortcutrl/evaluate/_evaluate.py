@@ -53,7 +53,7 @@ def evaluate(
 
     **Raises:** `ValueError` or `TypeError` for bad arguments. These close the pool: a `ValueError` or `TypeError` for
     an action, observation or reward that is not finite or has the wrong form, with its episode's seed and step;
-    `ValueError` for an observation of 64 bits whose values JAX would change, because it reads them as 32 bits;
+    `ValueError` for an observation of 64 bits that `act` gets, with values beyond the range of 32 bits;
     `RuntimeError` with the traceback of what an environment raises; what `act` raises.
 
     !!! Example

@@ -53,8 +53,8 @@ def append_row(folder: str | os.PathLike[str], name: str, row: dict[Any, Any]) -
     **Arguments:**
 
     - `folder`: of a [`Run`][shortcutrl.runs.Run].
-    - `name`: of the table, such as `"table"`: letters, digits and underscores, not a digit first. Not `"metrics"`, the
-      table of `Run.log`: a run that resumes writes it again, without other rows.
+    - `name`: of the table, such as `"table"`: letters, digits and underscores, not a digit first. Not `"metrics"`:
+      `Run` removes rows from it that `Run.log` did not write.
     - `row`: values by name: numbers, text, lists, arrays and dataclasses.
 
     **Returns:** nothing.
