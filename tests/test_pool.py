@@ -283,6 +283,13 @@ def test_an_observation_that_jax_would_change_is_refused(without_x64, dtype, fit
         record(seen, make_env(too_large))
 
 
+def test_the_part_of_an_observation_that_jax_would_change_is_named(without_x64):
+    space = gymnasium.spaces.Dict({"a": gymnasium.spaces.Box(-(2**62), 2**62, (1,), np.int64)})
+    make_env = lambda: Changed(observation_space=space, reset=lambda env, result: ({"a": np.array([2**40])}, {}))
+    with pytest.raises(ValueError, match=r"`observation\['a'\]` has values from .* but JAX reads int64 as int32"):
+        evaluate(still, here(make_env), episodes=1)
+
+
 SPACES = gymnasium.spaces.Dict({"a": Echo.observation_space}), gymnasium.spaces.Tuple([Echo.observation_space])
 
 

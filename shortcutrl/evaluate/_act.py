@@ -102,7 +102,7 @@ class Compiler:
 
         def decide(seeds: np.ndarray, steps: np.ndarray, obs: Any) -> np.ndarray:
             nonlocal program
-            obs = jax.tree_util.tree_map_with_path(_named, obs)
+            obs = jax.tree_util.tree_map_with_path(as_jax_has, obs)
             args = leaves, seeds.astype(np.uint32), steps, obs
             if program is None:
                 current = [structure, static]
@@ -115,10 +115,6 @@ class Compiler:
             return np.asarray(program(*args))
 
         return decide
-
-
-def _named(path: Any, leaf: np.ndarray) -> np.ndarray:
-    return as_jax_has(f"observation{jax.tree_util.keystr(path)}", leaf)
 
 
 def _digest(function: Callable[..., Array], args: Any) -> bytes | None:

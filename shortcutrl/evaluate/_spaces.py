@@ -92,13 +92,14 @@ def convert(array: np.ndarray, dtype: Any) -> np.ndarray | None:
     return converted if converted.dtype.kind == "f" or (converted == array).all() else None
 
 
-def as_jax_has(name: str, array: np.ndarray) -> np.ndarray:
+def as_jax_has(path: Any, array: np.ndarray) -> np.ndarray:
     """A part of an observation in the dtype that JAX gives it. JAX itself would change values beyond its range."""
     dtype = jax.dtypes.canonicalize_dtype(array.dtype)
     if dtype == array.dtype:
         return array
     converted = convert(array, dtype)
     if converted is None or not np.isfinite(converted).all():
+        name = f"observation{jax.tree_util.keystr(path)}"
         raise ValueError(
             f"`{name}` has values from {array.min()} to {array.max()}, but JAX reads {array.dtype} as {dtype}, "
             "which cannot hold them. Scale them by `gymnasium.wrappers.TransformObservation`, as for the training."

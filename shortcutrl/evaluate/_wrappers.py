@@ -150,18 +150,15 @@ class StackedFrames(gymnasium.Wrapper):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         obs, info = self.env.reset(seed=seed, options=options)
-        self._last.extend([self._frame(obs)] * self.frames)
+        self._last.extend([conform(self._single, obs)] * self.frames)
         return self._stacked(), info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         if not self._last:
             raise gymnasium.error.ResetNeeded("Call `reset` before `step`: a stack starts with the first observation.")
         obs, reward, terminated, truncated, info = self.env.step(action)
-        self._last.append(self._frame(obs))
+        self._last.append(conform(self._single, obs))
         return self._stacked(), reward, terminated, truncated, info
-
-    def _frame(self, obs: Any) -> Any:
-        return conform(self._single, obs)
 
     def _stacked(self) -> Any:
         return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=-1), *self._last)
