@@ -84,7 +84,7 @@ def check_same(args: Args, key: tuple[str, str, int], settings: dict[str, Any], 
 
 
 def chunked(make_env: Callable[[], gymnasium.Env], length: int) -> gymnasium.Env:
-    """Make an environment for chunks. It is sent to other processes, which a function inside of `agents` would slow."""
+    """Make an environment for chunks. A function inside of `agents` would send the dataset to the workers, too."""
     return ChunkedActions(make_env(), length)
 
 

@@ -59,7 +59,7 @@ def restore(args: Args, module: ModuleType, config: Any, dataset: data.Dataset, 
 def noise_shape(
     args: Args, module: ModuleType, config: Any, dataset: data.Dataset, chosen: dict[str, Any]
 ) -> tuple[int, ...]:
-    """The shape of the noise of the method's actor: its own `noise_shape`, or that of one action, or chunk of them."""
+    """The shape of the noise of the method's actor: its own `noise_shape`, or that of one action or chunk."""
     size, shape = args.chunk * dataset.action.shape[-1], getattr(module, "noise_shape", None)
     return (size,) if shape is None else shape(size, config=config, **chosen)
 
