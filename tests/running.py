@@ -7,7 +7,7 @@ from pathlib import Path
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 ENV = "pointmaze-medium-navigate-singletask-v0"  # quick to simulate
-TRAIN = ["sorl.py", "--preset", "smoke", "--env", ENV, "--updates", "150"]
+SMOKE = ["sorl.py", "--preset", "smoke"]
 
 
 def start(home, script, *args, before=(), **options):

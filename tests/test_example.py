@@ -13,13 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from running import ENV, EXAMPLES, TRAIN, finish, start
+from running import ENV, EXAMPLES, SMOKE, finish, start
 
 from shortcutrl import rollout_k, sorl
 from shortcutrl.runs import Run, load_settings, read_rows
 
 FILES = sorted(EXAMPLES.glob("*.py"))
-SMOKE = ["sorl.py", "--preset", "smoke"]
 
 
 def fail(process):
@@ -91,14 +90,13 @@ def test_wasserstein(home, tmp_path):
 # ------------------------------------------------------------------- sorl.py
 
 
-def test_the_smoke_run_does_everything(home, tmp_path):
-    said = finish(start(home, *SMOKE, "--out", tmp_path / "out"))
-    assert "k = 2, n = 8" in said
-    table, metrics = (read_rows(tmp_path / "out", name) for name in ("table", "metrics"))
+def test_the_smoke_run_does_everything(home, smoke_run):
+    assert "k = 2, n = 8" in smoke_run.with_suffix(".txt").read_text()
+    table, metrics = (read_rows(smoke_run, name) for name in ("table", "metrics"))
     assert sorted((cell["n"], cell["k"]) for cell in table) == [(1, 1), (1, 2), (8, 1), (8, 2)]
     assert [row["step"] for row in metrics] == [10, 20]
-    assert is_picture(tmp_path / "out" / "sorl.png")
-    assert (tmp_path / "out" / "checkpoints" / "20").is_dir()
+    assert is_picture(smoke_run / "sorl.png")
+    assert (smoke_run / "checkpoints" / "20").is_dir()
     assert list((home / "shortcutrl").glob("*.npz"))
 
 
@@ -163,8 +161,8 @@ def test_help_shows_the_defaults_of_the_preset(home):
 
 
 @pytest.mark.slow
-def test_evaluate(home, trained_run, tmp_path):
-    run = shutil.copytree(trained_run, tmp_path / "run")  # to which rows are added
+def test_evaluate(home, smoke_run, tmp_path):
+    run = shutil.copytree(smoke_run, tmp_path / "run")  # to which rows are added
     args = ["evaluate.py", run, "--k", "1", "3", "--n", "1", "2", "--episodes", "1"]
     before = read_rows(run, "table")
     said = finish(start(home, *args))
@@ -198,16 +196,16 @@ def test_test_time_scaling(home, tmp_path):
     assert told == {(seed, k, n): ("2", "12"[int(seed)]) for seed in "01" for k in "14" for n in "12"}
 
 
-def test_other_settings_are_refused(home, trained_run):
-    process = start(home, *TRAIN, "--out", trained_run, "--q-weight", "7")
+def test_other_settings_are_refused(home, smoke_run):
+    process = start(home, *SMOKE, "--out", smoke_run, "--q-weight", "7")
     said = process.communicate(timeout=900)[1]
     assert process.returncode == 1
     assert "holds a run with {'config.q_weight': 10.0}, not {'config.q_weight': 7.0}. Choose another folder" in said
     assert "Traceback" not in said
 
 
-def test_jumps(home, trained_run):
-    said = finish(start(home, "jumps.py", trained_run, "--states", "64", "--visited", "1", "--k", "2")).splitlines()
+def test_jumps(home, smoke_run):
+    said = finish(start(home, "jumps.py", smoke_run, "--states", "64", "--visited", "1", "--k", "2")).splitlines()
     places, headers = said[0::4], said[1::4]
     assert places == ["64 states of the dataset", "64 states of 1 episodes with k = 2"]
     assert [header.split() for header in headers] == 2 * [["k", "gap", "distance", "gain", "spread"]]
@@ -245,9 +243,9 @@ def test_the_bound_of_the_wasserstein_distance(monkeypatch):
 
 
 @pytest.mark.slow
-def test_online(home, trained_run, tmp_path):
+def test_online(home, smoke_run, tmp_path):
     args = ["--episodes", "2", "--updates-per-episode", "2", "--evaluation-episodes", "1", "--processes", "1"]
-    said = finish(start(home, "sorl_online.py", trained_run, "--out", tmp_path / "out", *args))
+    said = finish(start(home, "sorl_online.py", smoke_run, "--out", tmp_path / "out", *args))
     assert "before: success" in said
     assert "after: success" in said
     rows = read_rows(tmp_path / "out", "metrics")

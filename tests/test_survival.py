@@ -9,8 +9,17 @@ import time
 
 import numpy as np
 import pytest
-from running import TRAIN, finish, start
+from running import ENV, SMOKE, finish, start
 from tensorboardX.proto.event_pb2 import Event
+
+TRAIN = [*SMOKE, "--env", ENV, "--updates", "150"]
+
+
+@pytest.fixture(scope="module")
+def trained_run(home):
+    """The folder of a run that was not interrupted."""
+    finish(start(home, *TRAIN, "--out", home / "trained"))
+    return home / "trained"
 
 
 def rows(path):
