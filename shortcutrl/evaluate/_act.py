@@ -120,8 +120,9 @@ class Compiler:
 def _digest(function: Callable[..., Array], args: Any) -> bytes | None:
     """A digest of the program's text; `None` if the text does not contain all that the program depends on."""
     shapes = jax.eval_shape(lambda *args: args, *args)  # on no device
-    # With unused arguments, so that the text says which leaf is which.
-    text = jax.jit(function, keep_unused=True).lower(*shapes).as_text()
+    # The arguments are results too, so that the text says which leaf is which, also of those that nothing uses. With
+    # `keep_unused`, JAX 0.12 would keep the constants of the program alive.
+    text = jax.jit(lambda *args: (function(*args), args)).lower(*shapes).as_text()
     inputs = text.partition("@main(")[2].partition(") ->")[0].count("%arg")
     if inputs != len(jax.tree.leaves(args)) or "callback" in text or "host_transfer" in text:
         return None  # constants that JAX passes as arguments, or calls of Python
