@@ -14,6 +14,8 @@ if jax.__version_info__ < (0, 11):  # later versions do not know this flag
 if FLAGS not in os.environ.get("XLA_FLAGS", ""):  # workers inherit them; so do the examples
     os.environ["XLA_FLAGS"] = f"{FLAGS} {os.environ.get('XLA_FLAGS', '')}"  # compile in half of the time
 
+os.environ.setdefault("MUJOCO_GL", "disabled")  # otherwise OGBench warns on machines without a renderer
+
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)  # compiling takes longer than running here
