@@ -1,7 +1,9 @@
 """The networks: what they compute, what they see, and how they start."""
 
+import inspect
 import itertools
 import re
+from collections.abc import Callable
 from functools import partial
 
 import equinox as eqx
@@ -260,42 +262,58 @@ def test_numpy_integers_are_sizes():
 
 
 class Pixels(eqx.Module):
-    """From a small image of integers and a speed to a vector, with parameters of its own."""
+    """From a small image of integers and a speed to a vector, with parameters of its own and a function."""
 
     convolution: eqx.nn.Conv2d
+    activation: Callable
 
     def __init__(self, key):
         self.convolution = eqx.nn.Conv2d(1, 2, 3, key=key)
+        self.activation = jnp.tanh
 
     def __call__(self, obs):
         image = obs["image"].astype(float)[None] / 255
-        return jnp.append(self.convolution(image).ravel(), obs["speed"])
+        return jnp.append(self.activation(self.convolution(image)).ravel(), obs["speed"])
 
 
 IMAGES = {"image": jnp.arange(16, dtype=jnp.uint8).reshape(4, 4), "speed": jnp.array(0.5)}
 ENCODED = {
-    "ShortcutPolicy": lambda network: network(IMAGES, X, 0.5, 0.25),
-    "FlowPolicy": lambda network: network(IMAGES, X, 0.5, 0.25),
-    "OneStepPolicy": lambda network: network(IMAGES, X),
-    "EnsembleCritic": lambda network: network(IMAGES, X),
+    "ShortcutPolicy": (X, 0.5, 0.25),
+    "FlowPolicy": (X, 0.5, 0.25),
+    "OneStepPolicy": (X,),
+    "GaussianPolicy": (X,),
+    "DeterministicPolicy": (X,),
+    "EnsembleCritic": (X,),
+    "Value": (),
+    "ResidualDenoiser": (X, 0.5),
 }
+"""The arguments that follow the observation."""
+
+
+def with_encoder(name, encoder):
+    sizes = (9,) if name == "Value" else (9, 2)
+    layers = {"blocks": 1} if name == "ResidualDenoiser" else {"depth": 1}
+    return getattr(nn, name)(*sizes, width=8, **layers, encoder=encoder, key=jax.random.key(0))
+
+
+def test_every_network_with_an_encoder_is_tested():
+    networks = {name: getattr(nn, name) for name in vars(nn) if name[0].isupper()}
+    takes = {name for name, network in networks.items() if "encoder" in inspect.signature(network).parameters}
+    assert takes == ENCODED.keys()
 
 
 @pytest.mark.parametrize("name", ENCODED)
 def test_an_encoder_turns_any_observation_into_a_vector_and_learns(name):
-    encoder = Pixels(jax.random.key(1))
-    make = partial(getattr(nn, name), 9, 2, width=8, depth=1, key=jax.random.key(0))
-    network, plain = make(encoder=encoder), make()
-    vector = encoder(IMAGES)
-    args = {"ShortcutPolicy": (X, 0.5, 0.25), "FlowPolicy": (X, 0.5, 0.25)}.get(name, (X,))
-    np.testing.assert_allclose(ENCODED[name](network), plain(vector, *args), rtol=1e-9)
-    grads = eqx.filter_grad(lambda network: jnp.sum(ENCODED[name](network) ** 2))(network)
+    encoder, args = Pixels(jax.random.key(1)), ENCODED[name]
+    network, plain = with_encoder(name, encoder), with_encoder(name, None)
+    np.testing.assert_allclose(network(IMAGES, *args), plain(encoder(IMAGES), *args), rtol=1e-9)
+    np.testing.assert_allclose(with_encoder(name, lambda obs: encoder(obs))(IMAGES, *args), network(IMAGES, *args))
+    grads = eqx.filter_grad(lambda network: jnp.sum(network(IMAGES, *args) ** 2))(network)
     assert jnp.any(grads.encoder.convolution.weight != 0)
 
 
 @pytest.mark.parametrize("name", ENCODED)
 def test_an_encoder_of_another_size_is_named(name):
-    make = partial(getattr(nn, name), 9, 2, width=8, depth=1, key=jax.random.key(0))
     for bad, part in [
         (lambda obs: jnp.ones(4), "(9,)"),
         (lambda obs: jnp.ones((9, 1)), "[9, 1]"),
@@ -303,7 +321,7 @@ def test_an_encoder_of_another_size_is_named(name):
         (lambda obs: None, "None"),
     ]:
         with pytest.raises((TypeError, ValueError), match="`encoder` must") as error:
-            ENCODED[name](make(encoder=bad))
+            with_encoder(name, bad)(IMAGES, *ENCODED[name])
         assert part in str(error.value)
 
 

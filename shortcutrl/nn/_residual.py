@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -123,16 +124,17 @@ class ResidualDenoiser(Encodes):
     def __call__(self, obs: Obs, x: ActionLike, t: ScalarLike) -> Float[Array, " action"]:
         x = as_vector("x", x, len(self.last.bias))
         _checks.check_range("t", t, 0, 1)
-        return _forward(self, self.encode(obs).vector, x, jnp.asarray(t, x.dtype))
+        layers = self.frequencies, self.time, self.first, self.blocks, self.last  # an encoder may hold functions
+        return _forward(layers, self.encode(obs).vector, x, jnp.asarray(t, x.dtype))
 
 
 @partial(jax.jit, inline=True)
-def _forward(denoiser: ResidualDenoiser, obs: Array, x: Array, t: Array) -> Array:
+def _forward(layers: tuple[Any, ...], obs: Array, x: Array, t: Array) -> Array:
     """One program, so that a call without `jit` does not dispatch each operation."""
-    angle = 2 * jnp.pi * t * denoiser.frequencies
-    hidden, out = denoiser.time
+    frequencies, (hidden, out), first, blocks, last = layers
+    angle = 2 * jnp.pi * t * frequencies
     embedding = out(jax.nn.mish(hidden(jnp.concatenate([jnp.cos(angle), jnp.sin(angle)]))))
-    x = denoiser.first(jnp.concatenate([x, obs, embedding]))
-    for block in denoiser.blocks:
+    x = first(jnp.concatenate([x, obs, embedding]))
+    for block in blocks:
         x = block(x)
-    return denoiser.last(jax.nn.mish(x))
+    return last(jax.nn.mish(x))
