@@ -1,6 +1,7 @@
 """Datasets: checked on the host, with the array, the first bad index and the remedy in the error's first line."""
 
 import datetime
+import json
 import os
 import pickle
 import subprocess
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from shortcutrl import data
+from shortcutrl.runs import Run, load_checkpoint
 
 
 def fields(rows=4, **changed):
@@ -341,6 +343,36 @@ def test_actions_that_policies_do_not_reach_are_told():
     data.from_arrays(**fields(actions=action, action_range=(LOW, HIGH), rescale=False))
 
 
+def test_actions_that_policies_learn_slowly_are_told():
+    action = np.full((4, 2), (0.05, -0.1))
+    with pytest.warns(UserWarning, match=r"`actions` reach only 0.1, but .*`rescale=True`"):
+        data.from_arrays(**fields(actions=action))
+    data.from_arrays(**fields(actions=action), rescale=False)
+    data.from_arrays(**fields(actions=action, action_range=(-0.1, 0.1)), rescale=True)
+    data.from_arrays(**fields(actions=5 * action))
+    data.from_arrays(**fields(actions=0 * action))  # a placeholder
+
+
+def test_images_with_channels_first_are_told():
+    images = np.zeros((4, 3, 8, 6), np.uint8)
+    message = r"`observations\['wrist'\]` looks like images with channels first, got uint8\[4, 3, 8, 6\].*moveaxis"
+    with pytest.warns(UserWarning, match=message):
+        data.from_arrays(**fields(observations={"wrist": images}))
+    for other in (np.moveaxis(images, 1, -1), np.zeros((4, 3, 8, 3), np.uint8), images.astype(np.float32)):
+        data.from_arrays(**fields(observations={"wrist": other}))
+
+
+def test_episodes_that_may_be_joined_are_told():
+    """Two recordings of three rows, without an end: the successor of row 2 is not row 3."""
+    obs = np.array([0, 1, 2, 10, 11, 12.0])[:, None]
+    arrays = fields(rows=6, observations=obs, next_observations=obs + 1, terminals=np.zeros(6))
+    assert data.from_arrays(**arrays).episode_end.tolist() == [0, 0, 1, 0, 0, 1]
+    with pytest.warns(UserWarning, match=r"at 1 rows where no episode ends.*Mark the ends in `timeouts`"):
+        dataset = data.from_arrays(**arrays, timeouts=np.zeros(6))
+    assert dataset.episode_end.tolist() == [0, 0, 0, 0, 0, 1]  # as the flags say
+    data.from_arrays(**arrays, timeouts=np.arange(6) == 4)  # observations may differ for another reason
+
+
 def test_actions_are_rescaled_on_request():
     action = np.array([[-1, -2], [0, 0], [1, 2], [0.5, -1]])
     dataset = data.from_arrays(**fields(actions=action, action_range=(LOW, HIGH), rescale=True))
@@ -407,6 +439,25 @@ def test_scaling_works_inside_transformations_and_in_other_processes():
     assert jax.jacobian(scale.from_unit)(unit[0]).tolist() == [[1, 0], [0, 2]]
 
 
+def test_a_scale_is_a_pytree_of_its_bounds(tmp_path):
+    scale, other = data.ActionScale(LOW, HIGH), data.ActionScale(-9, 9)
+    assert [leaf.tolist() for leaf in jax.tree.leaves(scale)] == [LOW.tolist(), HIGH.tolist()]
+    assert jax.jit(lambda scale: scale.from_unit(np.array([0.5, 1.0])))(scale).tolist() == [0.5, 2]
+    with Run(tmp_path, {}) as run:
+        run.save(1, {"scale": scale})
+    loaded = load_checkpoint(tmp_path, {"scale": data.ActionScale(0 * LOW, HIGH)})["scale"]
+    assert loaded.to_unit(np.array([1.0, 2.0])).tolist() == [1, 1]
+    assert loaded.to_unit(np.array([-1.0, -2.0])).tolist() == [-1, -1]
+    with pytest.raises(ValueError, match="scale"):
+        load_checkpoint(tmp_path, {"scale": other})  # of another shape
+
+
+def test_bounds_may_be_lists_as_in_json():
+    scale = data.ActionScale(**json.loads(json.dumps({"low": LOW.tolist(), "high": HIGH.tolist()})))
+    assert (scale.low.tolist(), scale.high.tolist()) == (LOW.tolist(), HIGH.tolist())
+    data.from_arrays(**fields(action_range=(LOW.tolist(), HIGH.tolist())))
+
+
 def test_the_bounds_are_a_copy():
     low = LOW.copy()
     scale = data.ActionScale(low, HIGH)
@@ -418,6 +469,7 @@ def test_the_bounds_are_a_copy():
 
 BAD_ACTIONS = {
     "too long": (np.ones(3), ValueError, r"`action` must have shape \(..., 2\) like the bounds, got \(3,\)"),
+    "a chunk": (np.ones(6), ValueError, r"got \(6,\). Split a chunk by `reshape\(-1, 2\)`"),
     "a scalar": (np.ones(()), ValueError, r"`action` must have shape \(..., 2\)"),
     "not finite": (np.array([1, np.nan]), ValueError, r"`action\[1\]` = nan is not finite"),
     "not finite, of JAX": (jnp.array([jnp.inf, 1]), ValueError, r"`action\[0\]` = inf is not finite"),
@@ -442,6 +494,7 @@ def test_an_action_that_cannot_be_scaled_is_refused(way, action, kind, message):
     [
         (1, -1, ValueError, "`low` and `high` must have low < high in every dimension, got 1.0 and -1.0"),
         (0, np.nan, ValueError, "must have low < high in every dimension"),
+        ([0, 0.05, 1], [1, 0.05, 1], ValueError, "got 0.05 and 0.05 in dimension 1. Pass the limits of the actions"),
         (-np.inf, 1, ValueError, "must be finite, got -inf and 1.0. Pass the data's own range"),
         (-3e38, 3e38, ValueError, "must be finite"),
         (None, 1, TypeError, "`low` must be a number or an array, got None"),

@@ -1,6 +1,7 @@
 """A dataset: transitions in the order in which they happened, with each observation stored once."""
 
 import warnings
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +21,10 @@ from shortcutrl.data._arrays import (
     copied,
     refuse,
 )
-from shortcutrl.data._scale import ActionScale, as_bounds
+from shortcutrl.data._scale import ActionScale, as_bounds, in_words
+
+SMALL = 0.2
+"""Actions that nowhere reach this size are probably in units of their own."""
 
 
 class Dataset(NamedTuple):
@@ -57,7 +61,7 @@ def from_arrays(
     terminations: Any = None,
     truncations: Any = None,
     next_observations: Obs | None = None,
-    action_range: tuple[Bound, Bound] | list[Any] = (-1.0, 1.0),
+    action_range: tuple[Bound | list[Any], Bound | list[Any]] | list[Any] = (-1.0, 1.0),
     rescale: bool | None = None,
     **ignored: Any,
 ) -> Dataset:
@@ -74,16 +78,18 @@ def from_arrays(
     - `rewards`: shape `(rows,)`.
     - `terminals` or `terminations`: shape `(rows,)`; 1 where the step ended in a terminal state, else 0.
     - `timeouts` or `truncations`: shape `(rows,)`; 1 where the episode ended for another reason, else 0. Without them,
-      an episode ends at a terminal state and wherever `next_observations`, if given, are not those of the next row.
+      an episode ends at a terminal state and wherever `next_observations`, if given, are not those of the next row. A
+      warning says so if there are such rows, but all timeouts are 0.
     - `next_observations`: like `observations`, the observation after each step. If they are `None`, the observation
       after a step is that of the next row, and a row that ends an episode by a timeout is never sampled.
     - `action_range`: `(low, high)`, two numbers or two arrays of shape `(action,)`.
     - `rescale`: whether to map the actions from `action_range` to [-1, 1], by
       [`ActionScale`][shortcutrl.data.ActionScale]. By default not, with a warning if actions lie outside [-1, 1], the
-      default `clip` of the algorithms: their policies would not reach them. `False` gives no warning.
+      default `clip` of the algorithms, or if all are smaller than 0.2: policies would not reach them, or learn them
+      slowly. `False` gives no warning.
     - `ignored`: D4RL's `infos/...` and `metadata/...`. Other names are refused.
 
-    **Returns:** the [`Dataset`][shortcutrl.data.Dataset].
+    **Returns:** the [`Dataset`][shortcutrl.data.Dataset]. A warning says so if images seem to have channels first.
 
     **Raises:** `TypeError` for anything that is not an array of real numbers; `ValueError` for bad values. The error
     names the array, such as `observations['camera']`, the first bad index, the value and the number of such values.
@@ -124,10 +130,9 @@ def from_arrays(
         check_alike("next_observations", next_obs, "observations", obs)
     terminal, *timeout = flags.values()
     end = terminal.copy()
-    if timeout:
-        end |= timeout[0]
-    elif next_obs is not None:
-        end |= _breaks(obs, next_obs)
+    known = any(each.any() for each in timeout)
+    breaks = np.zeros_like(end) if next_obs is None or known else _breaks(obs, next_obs)
+    end |= timeout[0] if timeout else breaks
     end[-1] = True
     if next_obs is None and not (terminal | ~end).any():
         raise ValueError(
@@ -135,6 +140,8 @@ def from_arrays(
             "terminal state. Pass `next_observations`."
         )
     action = _in_range(action, action_range, rescale)
+    for doubt in _doubts(obs, action, rescale, joined=(breaks & ~end).sum()):
+        warnings.warn(doubt, stacklevel=5)  # the caller of the function that `typed` wraps
     return jax.tree.map(copied, Dataset(obs, action, reward, (~terminal).astype(np.float32), end, next_obs))
 
 
@@ -158,21 +165,41 @@ def _breaks(obs: Obs, next_obs: Obs) -> np.ndarray:
     return np.append(np.any(differ, axis=0), True)
 
 
-def _in_range(action: np.ndarray, action_range: tuple[Bound, Bound] | list[Any], rescale: bool | None) -> np.ndarray:
+def _in_range(action: np.ndarray, action_range: Any, rescale: bool | None) -> np.ndarray:
     if len(action_range) != 2:
         raise ValueError(f"`action_range` must be (low, high), got {show(action_range)}.")
     low, high = as_bounds("`action_range`", *action_range)
     if low.shape not in ((), action.shape[1:]):
         raise ValueError(f"`action_range` has bounds of shape {low.shape} but `actions` has shape {action.shape}.")
-    why = f"lies outside `action_range`, {low.tolist()} to {high.tolist()}"
+    why = f"lies outside `action_range`, {in_words(low)} to {in_words(high)}"
     remedy = " Pass `action_range=(low, high)`, and `rescale=True` to train in [-1, 1]."
     refuse("actions", action, (action < low) | (action > high), why, remedy)
     if rescale:
         return np.asarray(ActionScale(low, high).to_unit(action))
-    if rescale is None and (largest := np.abs(action).max()) > 1 + 1e-6:  # more than rounding
-        warnings.warn(
-            f"`actions` reach {largest:g}, but policies act in [-1, 1] by default. Pass `rescale=True`, or "
-            "`rescale=False` to train with another `clip`.",
-            stacklevel=6,  # the caller of the function that `typed` wraps
-        )
     return action
+
+
+def _doubts(obs: Obs, action: np.ndarray, rescale: bool | None, *, joined: int) -> Iterator[str]:
+    """What is probably a mistake. `joined` rows without an end have another successor than the next row."""
+    if joined:
+        yield (
+            f"`next_observations` are not the observations of the next rows at {joined} rows where no episode ends, so "
+            "episodes may be joined. Mark the ends in `timeouts`. Without `timeouts`, an episode ends at each such row."
+        )
+    largest = np.abs(action).max()
+    if rescale is None and largest > 1 + 1e-6:  # more than rounding
+        yield (
+            f"`actions` reach {largest:g}, but policies act in [-1, 1] by default. Pass `rescale=True`, or "
+            "`rescale=False` to train with another `clip`."
+        )
+    if rescale is None and 0 < largest < SMALL:
+        yield (
+            f"`actions` reach only {largest:g}, but policies start from noise of standard deviation 1 and learn such "
+            "actions slowly. Pass `action_range=(low, high)` and `rescale=True`, or `rescale=False` to keep them."
+        )
+    for name, leaf in named_leaves("observations", obs):
+        if leaf.dtype == np.uint8 and leaf.ndim == 4 and leaf.shape[1] in (1, 3, 4) and min(leaf.shape[2:]) > 4:
+            yield (
+                f"`{name}` looks like images with channels first, got {show(leaf)}, but they are taken to be last. "
+                "Pass `np.moveaxis(images, 1, -1)`."
+            )

@@ -1,9 +1,9 @@
 """The linear map between an action space and [-1, 1]."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,15 +16,15 @@ from shortcutrl._types import Bound
 from shortcutrl.data._arrays import as_host_array, check_array, refuse
 
 
-@typed
-@dataclasses.dataclass(frozen=True, eq=False)
-class ActionScale:
+class ActionScale(eqx.Module):
     r"""Map actions from `[low, high]` to [-1, 1] and back: $u = 2 (a - \text{low}) / (\text{high} - \text{low}) - 1$.
 
     The map is linear in each dimension and clips nothing. The ends map to the ends exactly.
 
-    - `low`, `high`: two finite numbers, or two arrays of shape `(action,)`, such as `space.low` and `space.high` of a
-      Gymnasium action space. Kept as float32.
+    A pytree, whose leaves are the bounds: a checkpoint of a module that holds it contains them.
+
+    - `low`, `high`: two finite numbers, or two arrays of shape `(action,)` with low < high, such as `space.low` and
+      `space.high` of a Gymnasium action space. A dimension that never changes needs some width, too. Kept as float32.
 
     !!! Example
 
@@ -38,16 +38,17 @@ class ActionScale:
         ```
     """
 
-    low: Bound
-    high: Bound
+    low: Shaped[Array | np.ndarray, "..."]
+    high: Shaped[Array | np.ndarray, "..."]
 
-    def __post_init__(self) -> None:
-        low, high = as_bounds("`low` and `high`", self.low, self.high)
+    @typed
+    def __init__(self, low: Bound | list[Any], high: Bound | list[Any]) -> None:
+        low, high = as_bounds("`low` and `high`", low, high)
         with np.errstate(over="ignore", invalid="ignore"):
             if not np.isfinite(high - low).all():
-                raise ValueError(f"`low` and `high` must be finite, got {_show(low, high)}. Pass the data's own range.")
-        object.__setattr__(self, "low", low)
-        object.__setattr__(self, "high", high)
+                got = f"{in_words(low)} and {in_words(high)}"
+                raise ValueError(f"`low` and `high` must be finite, got {got}. Pass the data's own range.")
+        self.low, self.high = low, high
 
     @typed
     def to_unit(self, action: Shaped[Array | np.ndarray, "..."]) -> Array | np.ndarray:
@@ -81,14 +82,15 @@ class ActionScale:
         check_array("action", action)
         size = np.shape(self.low)
         if action.shape[-len(size) or action.ndim :] != size:
-            raise ValueError(f"`action` must have shape (..., {size[0]}) like the bounds, got {action.shape}.")
+            remedy = f" Split a chunk by `reshape(-1, {size[0]})`." if action.size % size[0] == 0 else ""
+            raise ValueError(f"`action` must have shape (..., {size[0]}) like the bounds, got {action.shape}.{remedy}")
         if not isinstance(action, Tracer):
             known = as_host_array("action", action)
             refuse("action", known, ~np.isfinite(known), "is not finite")
-        if isinstance(action, jax.Array):
-            dtype = jnp.promote_types(action.dtype, jnp.float32)
+        if isinstance(action, jax.Array) or isinstance(self.low, Tracer):
+            dtype = jnp.promote_types(jax.dtypes.canonicalize_dtype(action.dtype), jnp.float32)
             low, high = (jnp.broadcast_to(jnp.asarray(bound, dtype), action.shape) for bound in (self.low, self.high))
-            return formula(action.astype(dtype), low, high)
+            return formula(jnp.asarray(action, dtype), low, high)
         dtype = np.float64 if action.dtype == np.float64 else np.float32
         wide = (np.asarray(each, np.float64) for each in (action, self.low, self.high))  # or rounding passes an end
         return np.asarray(formula(*wide), dtype)
@@ -115,10 +117,16 @@ def as_bounds(name: str, low: Any, high: Any) -> tuple[np.ndarray, np.ndarray]:
     except ValueError:
         raise ValueError(f"{name} must be bounds of one shape, got {bounds[0].shape} and {bounds[1].shape}.") from None
     if not (low < high).all():
-        raise ValueError(f"{name} must have low < high in every dimension, got {_show(low, high)}.")
+        bad = int(np.argmin(low < high))
+        got = f"{low.flat[bad]!s} and {high.flat[bad]!s}" + (f" in dimension {bad}" if low.ndim else "")
+        raise ValueError(
+            f"{name} must have low < high in every dimension, got {got}. Pass the limits of the actions; a dimension "
+            "that never changes needs some width, too."
+        )
     low.flags.writeable = high.flags.writeable = False
     return low, high
 
 
-def _show(low: np.ndarray, high: np.ndarray) -> str:
-    return f"{low.tolist()} and {high.tolist()}"
+def in_words(bound: np.ndarray) -> str:
+    """A bound in as few digits as float32 needs."""
+    return f"[{', '.join(map(str, bound))}]" if bound.ndim else str(bound)
