@@ -124,8 +124,7 @@ def _check_batch(batch: Transition, needs_next_obs: bool) -> None:
 
 def _check_draws(draw: Callable[..., Any], given: dict[str, Any]) -> None:
     """The draws have the shapes of those that `draw` makes for the batch."""
-    options = {"config": given["config"]} if "config" in inspect.signature(draw).parameters else {}
-    expected = jax.eval_shape(lambda: draw(jax.random.key(0), given["batch"], **options))
+    expected = jax.eval_shape(lambda: draw(jax.random.key(0), given["batch"], config=given["config"]))
     if jax.tree.structure(given["draws"]) != jax.tree.structure(expected):
         raise TypeError(f"`draws` must be what `draw` makes for the batch, got {show(given['draws'])}.")
     leaves = _checks.named_leaves("draws", given["draws"])

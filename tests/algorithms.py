@@ -82,11 +82,6 @@ def start(module, key=None):
     return module.init(networks(module, key), config=small(module), optimizers=optimizers(module))
 
 
-def draws(module, key, batch, config):
-    options = {"config": config} if "config" in inspect.signature(module.draw).parameters else {}
-    return module.draw(key, batch, **options)
-
-
 def losses(module):
     """Each loss by the fields of the state that it trains: `critic_loss` trains `critic`; a tuple, what is left."""
     names = [name for name in vars(module) if name.endswith("_loss") and is_own(module, name)]
@@ -128,7 +123,7 @@ def assert_update(module, state, batch, config, *, in_turn=False):
     for name, trained in losses(module).items():
         seen = expected if in_turn else old
         gradient = jax.grad(functools.partial(getattr(module, name), config=config), has_aux=True)
-        grads, _ = gradient(learner(module, name, seen), seen, batch, draws(module, key, batch, config))
+        grads, _ = gradient(learner(module, name, seen), seen, batch, module.draw(key, batch, config=config))
         for field, grad in zip(trained, grads if trains_several(module, name) else (grads,), strict=True):
             step = lambda leaf, grad, rate=rates[field]: leaf - rate * grad
             expected = expected._replace(**{field: jax.tree.map(step, getattr(old, field), grad)})

@@ -24,7 +24,6 @@ from algorithms import (
     BATCH,
     KEY,
     MODULES,
-    draws,
     every_algorithm,
     every_algorithm_in_time,
     is_own,
@@ -76,6 +75,7 @@ def test_signatures_are_the_same_everywhere(module):
     assert positional(module.update) == ["state", "batch"]
     assert positional(module.actor) == ["state"]
     assert required(module.networks) == {"example", "key"}
+    assert required(module.draw) == {"key", "batch", "config"}
     assert required(module.init) == {"networks", "config", "optimizers"}
     assert required(module.update) == {"state", "batch", "config", "optimizers", "key"}
     assert required(module.actor) == {"state", "config"}
@@ -320,7 +320,7 @@ def test_agents_that_share_a_draw_keep_the_switch(name):
 @every_algorithm
 def test_the_draws_depend_on_the_key_alone(module):
     config = small(module)
-    one, same, other = (draws(module, jax.random.key(seed), transitions(), config) for seed in (0, 0, 1))
+    one, same, other = (module.draw(jax.random.key(seed), transitions(), config=config) for seed in (0, 0, 1))
     assert eqx.tree_equal(one, same)
     floats = lambda tree: [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(jnp.asarray(leaf).dtype, float)]
     assert all(differs(a, b) for a, b in zip(floats(one), floats(other), strict=True))
@@ -334,7 +334,7 @@ LOSSES = [
 @pytest.mark.parametrize(("module", "loss"), LOSSES)
 def test_a_loss_trains_its_own_networks_alone(module, loss):
     """Its gradient with respect to all else is zero, even where the state holds the networks that learn."""
-    config, state, drawn = small(module), start(module), draws(module, KEY, transitions(), small(module))
+    config, state, drawn = small(module), start(module), module.draw(KEY, transitions(), config=small(module))
     networks = {name: value for name, value in state._asdict().items() if not name.endswith("opt_state")}
 
     @eqx.filter_jit
@@ -357,7 +357,7 @@ def test_an_update_takes_other_losses(module):
     state = module.init(networks(module), **options)
 
     def another(name):
-        own, drawn = partial(getattr(module, name), config=config), draws(module, KEY, batch, config)
+        own, drawn = partial(getattr(module, name), config=config), module.draw(KEY, batch, config=config)
         _, terms = jax.eval_shape(own, learner(module, name, state), state, batch, drawn)
 
         def loss(network, state, batch, draws, *, config):
@@ -399,7 +399,7 @@ def test_another_loss_is_named_in_errors(loss, message):
 def test_a_loss_is_differentiable_through_every_transformation(module, loss):
     """Of the loss inside `jit`, `checkpoint`, `cond`, `scan` and `map`, and forwards; by their shapes alone."""
     state, batch, config = start(module), transitions(), small(module)
-    several = jax.vmap(lambda key: draws(module, key, batch, config))(jax.random.split(KEY, 2))
+    several = jax.vmap(lambda key: module.draw(key, batch, config=config))(jax.random.split(KEY, 2))
 
     def alone(learner, draw):
         return getattr(module, loss)(learner, state, batch, draw, config=config)[0]
@@ -415,10 +415,10 @@ def test_a_loss_is_differentiable_through_every_transformation(module, loss):
 
     first = learner(module, loss, state)
     for form in (jax.jit(alone), jax.checkpoint(alone), scanned, mapped, chosen):
-        grads = jax.eval_shape(jax.grad(form), first, draws(module, KEY, batch, config))
+        grads = jax.eval_shape(jax.grad(form), first, module.draw(KEY, batch, config=config))
         assert jax.tree.map(jnp.shape, grads) == jax.tree.map(jnp.shape, first)
     forwards = lambda learner, draw: jax.jvp(lambda learner: alone(learner, draw), (learner,), (learner,))
-    assert jax.eval_shape(forwards, first, draws(module, KEY, batch, config))[1].shape == ()
+    assert jax.eval_shape(forwards, first, module.draw(KEY, batch, config=config))[1].shape == ()
 
 
 # ------------------------------------------------------------------- memory that is not shared
@@ -656,5 +656,5 @@ def test_a_bad_batch_is_refused(module, spoil):
 @pytest.mark.parametrize("module", [getattr(algorithms, name) for name in ("iql", "ifql", "idql", "fawac", "srpo")])
 def test_the_value_that_a_loss_reports_is_the_mean_over_the_batch(module):
     state, batch, config = start(module), transitions(), small(module)
-    _, v = module.value_loss(state.value, state, batch, draws(module, KEY, batch, config), config=config)
+    _, v = module.value_loss(state.value, state, batch, module.draw(KEY, batch, config=config), config=config)
     np.testing.assert_allclose(jnp.ravel(jnp.asarray(v))[0], jax.vmap(state.value)(batch.obs).mean(), rtol=1e-6)

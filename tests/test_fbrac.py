@@ -168,7 +168,7 @@ def test_the_published_defaults():
 
 def test_the_draws_are_standard_normal_and_uniform():
     batch = jax.tree.map(lambda leaf: jnp.repeat(jnp.asarray(leaf), 1000, axis=0), problem(0)[1])
-    draws = fbrac.draw(jax.random.key(0), batch)
+    draws = fbrac.draw(jax.random.key(0), batch, config=fbrac.Config())
     noises = draws.td_noise, draws.noise, draws.flow_noise
     assert all(kstest(np.ravel(noise), "norm").pvalue > 1e-3 for noise in noises)
     assert kstest(np.ravel(draws.flow_t), "uniform").pvalue > 1e-3

@@ -10,7 +10,7 @@ import inspect
 import equinox as eqx
 import jax.numpy as jnp
 import pytest
-from algorithms import MODULES, draws, learner, losses, networks, optimizers, small, start, transitions
+from algorithms import MODULES, learner, losses, networks, optimizers, small, start, transitions
 from calls import KEY, STEP, X, act, critic, stay
 from harness import (
     ANYTHING,
@@ -111,7 +111,7 @@ def network_calls():
 def algorithm_calls(name, module):
     config, group = small(module), optimizers(module)
     state, batch = start(module), transitions()
-    drawn = draws(module, KEY, batch, config)
+    drawn = module.draw(KEY, batch, config=config)
     given = {"state": state, "batch": batch, "draws": drawn, "config": config, "optimizers": group, "key": KEY}
     given |= {"networks": networks(module), "example": batch, "k": 2, "n": 2, "jumps_key": KEY, "sample": False}
 

@@ -226,7 +226,7 @@ def test_the_published_defaults():
 def test_the_draws_are_standard_normal_and_uniform():
     batch = random_batch(np.random.default_rng(0))
     batch = jax.tree.map(lambda leaf: jnp.repeat(jnp.asarray(leaf), 1000, axis=0), batch)
-    draws = ifql.draw(jax.random.key(0), batch)
+    draws = ifql.draw(jax.random.key(0), batch, config=ifql.Config())
     assert kstest(np.ravel(draws.flow_noise), "norm").pvalue > 1e-3
     assert kstest(np.ravel(draws.flow_t), "uniform").pvalue > 1e-3
     assert_unrelated(draws.flow_t, *draws.flow_noise.T)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from algorithms import draws, transitions
+from algorithms import transitions
 from assertions import seeds
 from hypothesis import given
 from hypothesis import strategies as st
@@ -520,7 +520,7 @@ def test_an_encode_for_the_network_itself_is_not_applied_twice(module):
     plain = module.networks(batch, width=8, depth=1, key=KEY)
     networks = plain._replace(critic=Critic(jnp.ones(batch.obs.shape[-1])))
     state = module.init(networks, config=config, optimizers=module.Networks(*[optax.sgd(1e-2)] * len(plain)))
-    _, q = module.critic_loss(state.critic, state, batch, draws(module, KEY, batch, config), config=config)
+    _, q = module.critic_loss(state.critic, state, batch, module.draw(KEY, batch, config=config), config=config)
     np.testing.assert_allclose(q, jnp.mean(jax.vmap(networks.critic)(batch.obs, batch.action)))
 
 

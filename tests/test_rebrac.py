@@ -281,7 +281,8 @@ def test_the_agent_acts_without_noise():
 
 def test_the_draws_are_standard_normal():
     batch = jax.tree.map(lambda leaf: jnp.repeat(jnp.asarray(leaf), 1000, axis=0), problem(0)[1])
-    assert kstest(np.ravel(rebrac.draw(jax.random.key(0), batch).target_noise), "norm").pvalue > 1e-3
+    draws = rebrac.draw(jax.random.key(0), batch, config=rebrac.Config())
+    assert kstest(np.ravel(draws.target_noise), "norm").pvalue > 1e-3
 
 
 # ------------------------------------------------------------------- on the ring of five modes

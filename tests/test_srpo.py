@@ -202,7 +202,7 @@ def test_the_agent_acts_without_noise():
 def test_the_draws_are_standard_normal_and_uniform():
     batch = random_batch(np.random.default_rng(0))
     batch = jax.tree.map(lambda leaf: jnp.repeat(jnp.asarray(leaf), 1000, axis=0), batch)
-    draws = srpo.draw(jax.random.key(0), batch)
+    draws = srpo.draw(jax.random.key(0), batch, config=srpo.Config())
     for noise in (draws.diffusion_noise, draws.policy_noise):
         assert kstest(np.ravel(noise), "norm").pvalue > 1e-3
     assert kstest((draws.diffusion_t - 0.001) / 0.999, "uniform").pvalue > 1e-3

@@ -124,13 +124,14 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
 
 
 @_contract.checked(Networks)
-def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
+def draw(key: PRNGKeyArray, batch: Transition, *, config: Config) -> Draws:
     """Draw the randomness of one update, which is none: the loss uses the policy's mean.
 
     **Arguments:**
 
     - `key`: a JAX random key.
     - `batch`: transitions with one leading axis.
+    - `config`: static; not used.
 
     **Returns:** [`Draws`][shortcutrl.bc.Draws].
 
@@ -165,7 +166,8 @@ def policy_loss(policy: Any, state: State, batch: Transition, draws: Draws, *, c
         config, key = bc.Config(), jax.random.key(0)
         networks = bc.networks(batch, width=32, depth=2, key=key)
         state = bc.init(networks, config=config, optimizers=bc.OPTIMIZERS)
-        loss, nll = bc.policy_loss(state.policy, state, batch, bc.draw(key, batch), config=config)
+        draws = bc.draw(key, batch, config=config)
+        loss, nll = bc.policy_loss(state.policy, state, batch, draws, config=config)
         ```
     """
     mean = jax.vmap(partial(noiseless, policy))(batch.obs, batch.action)  # the noise, of which only the shape is used
@@ -214,7 +216,8 @@ def update(
         state, info = jax.jit(partial(bc.update, **options))(state, batch, key=jax.random.key(1))
         ```
     """
-    (_, nll), grads = _training.value_and_grad(policy_loss)(state.policy, state, batch, draw(key, batch), config=config)
+    draws = draw(key, batch, config=config)
+    (_, nll), grads = _training.value_and_grad(policy_loss)(state.policy, state, batch, draws, config=config)
     return _training.step(Networks, state, optimizers, policy=grads), Info(nll)
 
 

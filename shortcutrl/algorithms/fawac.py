@@ -171,13 +171,14 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
 
 
 @_contract.checked(Networks)
-def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
+def draw(key: PRNGKeyArray, batch: Transition, *, config: Config) -> Draws:
     """Draw the noise and the times of one update.
 
     **Arguments:**
 
     - `key`: a JAX random key.
     - `batch`: transitions with one leading axis.
+    - `config`: static; not used.
 
     **Returns:** [`Draws`][shortcutrl.fawac.Draws].
 
@@ -256,7 +257,8 @@ def policy_loss(
         config, key = fawac.Config(), jax.random.key(0)
         networks = fawac.networks(batch, width=32, depth=2, key=key)
         state = fawac.init(networks, config=config, optimizers=fawac.OPTIMIZERS)
-        loss, terms = fawac.policy_loss(state.policy, state, batch, fawac.draw(key, batch), config=config)
+        draws = fawac.draw(key, batch, config=config)
+        loss, terms = fawac.policy_loss(state.policy, state, batch, draws, config=config)
         ```
     """
     match = partial(flow_matching_loss, policy, h=0.0)
@@ -310,7 +312,7 @@ def update(
         state, info = jax.jit(partial(fawac.update, **options))(state, batch, key=jax.random.key(1))
         ```
     """
-    args: Any = state, batch, draw(key, batch)
+    args: Any = state, batch, draw(key, batch, config=config)
     (td, q), critic_grads = _training.value_and_grad(critic_loss)(state.critic, *args, config=config)
     (fit, v), value_grads = _training.value_and_grad(value_loss)(state.value, *args, config=config)
     (_, terms), policy_grads = _training.value_and_grad(policy_loss)(state.policy, *args, config=config)

@@ -163,13 +163,14 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
 
 
 @_contract.checked(Networks)
-def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
+def draw(key: PRNGKeyArray, batch: Transition, *, config: Config) -> Draws:
     """Draw the noise and the times of one update.
 
     **Arguments:**
 
     - `key`: a JAX random key.
     - `batch`: transitions with one leading axis.
+    - `config`: static; not used.
 
     **Returns:** [`Draws`][shortcutrl.fbrac.Draws].
 
@@ -228,7 +229,8 @@ def policy_loss(
         config, key = fbrac.Config(), jax.random.key(0)
         networks = fbrac.networks(batch, width=32, depth=2, key=key)
         state = fbrac.init(networks, config=config, optimizers=fbrac.OPTIMIZERS)
-        loss, terms = fbrac.policy_loss(state.policy, state, batch, fbrac.draw(key, batch), config=config)
+        draws = fbrac.draw(key, batch, config=config)
+        loss, terms = fbrac.policy_loss(state.policy, state, batch, draws, config=config)
         ```
     """
     networks = {"policy": policy, "state.critic": state.critic}
@@ -283,7 +285,7 @@ def update(
         state, info = jax.jit(partial(fbrac.update, **options))(state, batch, key=jax.random.key(1))
         ```
     """
-    args: Any = state, batch, draw(key, batch)
+    args: Any = state, batch, draw(key, batch, config=config)
     (td, q), critic_grads = _training.value_and_grad(critic_loss)(state.critic, *args, config=config)
     (_, terms), policy_grads = _training.value_and_grad(policy_loss)(state.policy, *args, config=config)
     state = _training.step(Networks, state, optimizers, policy=policy_grads, critic=critic_grads)

@@ -171,13 +171,14 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
 
 
 @_contract.checked(Networks)
-def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
+def draw(key: PRNGKeyArray, batch: Transition, *, config: Config) -> Draws:
     """Draw the noise and the times of one update.
 
     **Arguments:**
 
     - `key`: a JAX random key.
     - `batch`: transitions with one leading axis.
+    - `config`: static; not used.
 
     **Returns:** [`Draws`][shortcutrl.fql.Draws].
 
@@ -235,7 +236,8 @@ def policy_loss(
         networks = fql.networks(batch, width=32, depth=2, key=key)
         state = fql.init(networks, config=config, optimizers=fql.OPTIMIZERS)
         policy = state.flow, state.student
-        loss, terms = fql.policy_loss(policy, state, batch, fql.draw(key, batch), config=config)
+        draws = fql.draw(key, batch, config=config)
+        loss, terms = fql.policy_loss(policy, state, batch, draws, config=config)
         ```
     """
     networks = {"flow": policy[0], "student": policy[1], "state.critic": state.critic}
@@ -298,7 +300,7 @@ def update(
         state, info = jax.jit(partial(fql.update, **options))(state, batch, key=jax.random.key(1))
         ```
     """
-    draws = draw(key, batch)
+    draws = draw(key, batch, config=config)
     (td, q), critic_grads = _training.value_and_grad(critic_loss)(state.critic, state, batch, draws, config=config)
     (_, terms), policy_grads = _training.value_and_grad(policy_loss)(
         (state.flow, state.student), state, batch, draws, config=config

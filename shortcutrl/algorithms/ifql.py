@@ -164,13 +164,14 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
 
 
 @_contract.checked(Networks)
-def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
+def draw(key: PRNGKeyArray, batch: Transition, *, config: Config) -> Draws:
     """Draw the noise and the times of one update.
 
     **Arguments:**
 
     - `key`: a JAX random key.
     - `batch`: transitions with one leading axis.
+    - `config`: static; not used.
 
     **Returns:** [`Draws`][shortcutrl.ifql.Draws].
 
@@ -246,7 +247,8 @@ def policy_loss(policy: Any, state: State, batch: Transition, draws: Draws, *, c
         config, key = ifql.Config(), jax.random.key(0)
         networks = ifql.networks(batch, width=32, depth=2, key=key)
         state = ifql.init(networks, config=config, optimizers=ifql.OPTIMIZERS)
-        loss, flow_matching = ifql.policy_loss(state.policy, state, batch, ifql.draw(key, batch), config=config)
+        draws = ifql.draw(key, batch, config=config)
+        loss, flow_matching = ifql.policy_loss(state.policy, state, batch, draws, config=config)
         ```
     """
     match = partial(flow_matching_loss, policy, h=0.0)
@@ -297,7 +299,7 @@ def update(
         state, info = jax.jit(partial(ifql.update, **options))(state, batch, key=jax.random.key(1))
         ```
     """
-    args: Any = state, batch, draw(key, batch)
+    args: Any = state, batch, draw(key, batch, config=config)
     (fit, v), value_grads = _training.value_and_grad(value_loss)(state.value, *args, config=config)
     (td, q), critic_grads = _training.value_and_grad(critic_loss)(state.critic, *args, config=config)
     (imitation, _), policy_grads = _training.value_and_grad(policy_loss)(state.policy, *args, config=config)

@@ -164,13 +164,14 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
 
 
 @_contract.checked(Networks)
-def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
+def draw(key: PRNGKeyArray, batch: Transition, *, config: Config) -> Draws:
     """Draw the randomness of one update, which is none: losses use the policy's mean.
 
     **Arguments:**
 
     - `key`: a JAX random key.
     - `batch`: transitions with one leading axis.
+    - `config`: static; not used.
 
     **Returns:** [`Draws`][shortcutrl.iql.Draws].
 
@@ -250,7 +251,8 @@ def policy_loss(policy: Any, state: State, batch: Transition, draws: Draws, *, c
         config, key = iql.Config(), jax.random.key(0)
         networks = iql.networks(batch, width=32, depth=2, key=key)
         state = iql.init(networks, config=config, optimizers=iql.OPTIMIZERS)
-        loss, nll = iql.policy_loss(state.policy, state, batch, iql.draw(key, batch), config=config)
+        draws = iql.draw(key, batch, config=config)
+        loss, nll = iql.policy_loss(state.policy, state, batch, draws, config=config)
         ```
     """
     act = partial(noiseless, policy)
@@ -309,7 +311,7 @@ def update(
         state, info = jax.jit(partial(iql.update, **options))(state, batch, key=jax.random.key(1))
         ```
     """
-    args: Any = state, batch, draw(key, batch)
+    args: Any = state, batch, draw(key, batch, config=config)
     (fit, v), value_grads = _training.value_and_grad(value_loss)(state.value, *args, config=config)
     (td, q), critic_grads = _training.value_and_grad(critic_loss)(state.critic, *args, config=config)
     (extract, nll), policy_grads = _training.value_and_grad(policy_loss)(state.policy, *args, config=config)

@@ -174,13 +174,14 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
 
 
 @_contract.checked(Networks)
-def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
+def draw(key: PRNGKeyArray, batch: Transition, *, config: Config) -> Draws:
     """Draw the noise of one update.
 
     **Arguments:**
 
     - `key`: a JAX random key.
     - `batch`: transitions with one leading axis.
+    - `config`: static; not used.
 
     **Returns:** [`Draws`][shortcutrl.rebrac.Draws].
 
@@ -258,7 +259,8 @@ def policy_loss(
         config, key = rebrac.Config(), jax.random.key(0)
         networks = rebrac.networks(batch, width=32, depth=2, key=key)
         state = rebrac.init(networks, config=config, optimizers=rebrac.OPTIMIZERS)
-        loss, terms = rebrac.policy_loss(state.policy, state, batch, rebrac.draw(key, batch), config=config)
+        draws = rebrac.draw(key, batch, config=config)
+        loss, terms = rebrac.policy_loss(state.policy, state, batch, draws, config=config)
         ```
     """
     improve = partial(q_loss, partial(noiseless, policy), state.critic, aggregate="min")
@@ -316,7 +318,7 @@ def update(
         state, info = jax.jit(partial(rebrac.update, **options))(state, batch, key=jax.random.key(1))
         ```
     """
-    args: Any = state, batch, draw(key, batch)
+    args: Any = state, batch, draw(key, batch, config=config)
     (td, q), critic_grads = _training.value_and_grad(critic_loss)(state.critic, *args, config=config)
     count = jnp.asarray(state.updates) + 1
     move = count % config.policy_period == 0

@@ -195,13 +195,14 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
 
 
 @_contract.checked(Networks)
-def draw(key: PRNGKeyArray, batch: Transition) -> Draws:
+def draw(key: PRNGKeyArray, batch: Transition, *, config: Config) -> Draws:
     """Draw the noise and the times of one update.
 
     **Arguments:**
 
     - `key`: a JAX random key.
     - `batch`: transitions with one leading axis.
+    - `config`: static; not used.
 
     **Returns:** [`Draws`][shortcutrl.srpo.Draws].
 
@@ -287,7 +288,8 @@ def policy_loss(
         networks = srpo.networks(batch, width=32, depth=2, diffusion_width=32, key=key)
         state = srpo.init(networks, config=config, optimizers=srpo.OPTIMIZERS)
         policy = state.diffusion, state.policy
-        loss, terms = srpo.policy_loss(policy, state, batch, srpo.draw(key, batch), config=config)
+        draws = srpo.draw(key, batch, config=config)
+        loss, terms = srpo.policy_loss(policy, state, batch, draws, config=config)
         ```
     """
     diffusion, act = policy[0], partial(noiseless, policy[1])
@@ -353,7 +355,7 @@ def update(
         state, info = jax.jit(partial(srpo.update, **options))(state, batch, key=jax.random.key(1))
         ```
     """
-    args: Any = state, batch, draw(key, batch)
+    args: Any = state, batch, draw(key, batch, config=config)
     (fit, v), value_grads = _training.value_and_grad(value_loss)(state.value, *args, config=config)
     (td, q), critic_grads = _training.value_and_grad(critic_loss)(state.critic, *args, config=config)
     policy = state.diffusion, state.policy
