@@ -1,7 +1,6 @@
 """Datasets: checked on the host, with the array, the first bad index and the remedy in the error's first line."""
 
 import datetime
-import json
 import os
 import pickle
 import subprocess
@@ -18,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from shortcutrl import data
-from shortcutrl.runs import Run, load_checkpoint
+from shortcutrl.runs import Run, load_settings
 
 
 def fields(rows=4, **changed):
@@ -349,7 +348,9 @@ def test_actions_that_policies_learn_slowly_are_told():
         data.from_arrays(**fields(actions=action))
     data.from_arrays(**fields(actions=action), rescale=False)
     data.from_arrays(**fields(actions=action, action_range=(-0.1, 0.1)), rescale=True)
-    data.from_arrays(**fields(actions=5 * action))
+    with pytest.warns(UserWarning, match=r"`actions` reach only 0.19"):
+        data.from_arrays(**fields(actions=1.9 * action))
+    data.from_arrays(**fields(actions=2.1 * action))
     data.from_arrays(**fields(actions=0 * action))  # a placeholder
 
 
@@ -358,7 +359,11 @@ def test_images_with_channels_first_are_told():
     message = r"`observations\['wrist'\]` looks like images with channels first, got uint8\[4, 3, 8, 6\].*moveaxis"
     with pytest.warns(UserWarning, match=message):
         data.from_arrays(**fields(observations={"wrist": images}))
-    for other in (np.moveaxis(images, 1, -1), np.zeros((4, 3, 8, 3), np.uint8), images.astype(np.float32)):
+    for channels in (1, 4):
+        with pytest.warns(UserWarning, match="channels first"):
+            data.from_arrays(**fields(observations=np.zeros((4, channels, 8, 8), np.uint8)))
+    others = [np.zeros((4, *shape), np.uint8) for shape in ((3, 8, 3), (3, 4, 8), (8, 16, 16), (3, 8))]
+    for other in (np.moveaxis(images, 1, -1), images.astype(np.float32), *others):
         data.from_arrays(**fields(observations={"wrist": other}))
 
 
@@ -367,7 +372,7 @@ def test_episodes_that_may_be_joined_are_told():
     obs = np.array([0, 1, 2, 10, 11, 12.0])[:, None]
     arrays = fields(rows=6, observations=obs, next_observations=obs + 1, terminals=np.zeros(6))
     assert data.from_arrays(**arrays).episode_end.tolist() == [0, 0, 1, 0, 0, 1]
-    with pytest.warns(UserWarning, match=r"at 1 rows where no episode ends.*Mark the ends in `timeouts`"):
+    with pytest.warns(UserWarning, match=r"in 1 rows where no episode ends.*mark their ends in `timeouts`"):
         dataset = data.from_arrays(**arrays, timeouts=np.zeros(6))
     assert dataset.episode_end.tolist() == [0, 0, 0, 0, 0, 1]  # as the flags say
     data.from_arrays(**arrays, timeouts=np.arange(6) == 4)  # observations may differ for another reason
@@ -439,21 +444,10 @@ def test_scaling_works_inside_transformations_and_in_other_processes():
     assert jax.jacobian(scale.from_unit)(unit[0]).tolist() == [[1, 0], [0, 2]]
 
 
-def test_a_scale_is_a_pytree_of_its_bounds(tmp_path):
-    scale, other = data.ActionScale(LOW, HIGH), data.ActionScale(-9, 9)
-    assert [leaf.tolist() for leaf in jax.tree.leaves(scale)] == [LOW.tolist(), HIGH.tolist()]
-    assert jax.jit(lambda scale: scale.from_unit(np.array([0.5, 1.0])))(scale).tolist() == [0.5, 2]
-    with Run(tmp_path, {}) as run:
-        run.save(1, {"scale": scale})
-    loaded = load_checkpoint(tmp_path, {"scale": data.ActionScale(0 * LOW, HIGH)})["scale"]
-    assert loaded.to_unit(np.array([1.0, 2.0])).tolist() == [1, 1]
-    assert loaded.to_unit(np.array([-1.0, -2.0])).tolist() == [-1, -1]
-    with pytest.raises(ValueError, match="scale"):
-        load_checkpoint(tmp_path, {"scale": other})  # of another shape
-
-
-def test_bounds_may_be_lists_as_in_json():
-    scale = data.ActionScale(**json.loads(json.dumps({"low": LOW.tolist(), "high": HIGH.tolist()})))
+def test_bounds_may_be_lists_as_in_the_settings_of_a_run(tmp_path):
+    with Run(tmp_path, {"scale": data.ActionScale(LOW, HIGH)}):
+        pass
+    scale = data.ActionScale(**load_settings(tmp_path)["scale"])
     assert (scale.low.tolist(), scale.high.tolist()) == (LOW.tolist(), HIGH.tolist())
     data.from_arrays(**fields(action_range=(LOW.tolist(), HIGH.tolist())))
 
@@ -469,6 +463,7 @@ def test_the_bounds_are_a_copy():
 
 BAD_ACTIONS = {
     "too long": (np.ones(3), ValueError, r"`action` must have shape \(..., 2\) like the bounds, got \(3,\)"),
+    "not a chunk": (np.ones((2, 3)), ValueError, r"got \(2, 3\).$"),
     "a chunk": (np.ones(6), ValueError, r"got \(6,\). Split a chunk by `reshape\(-1, 2\)`"),
     "a scalar": (np.ones(()), ValueError, r"`action` must have shape \(..., 2\)"),
     "not finite": (np.array([1, np.nan]), ValueError, r"`action\[1\]` = nan is not finite"),
@@ -498,6 +493,7 @@ def test_an_action_that_cannot_be_scaled_is_refused(way, action, kind, message):
         (-np.inf, 1, ValueError, "must be finite, got -inf and 1.0. Pass the data's own range"),
         (-3e38, 3e38, ValueError, "must be finite"),
         (None, 1, TypeError, "`low` must be a number or an array, got None"),
+        ([0, [1]], 1, TypeError, r"`low` and `high` must be numbers or arrays of shape \(action,\), got \[0, \[1\]\]"),
         (-1, "1", TypeError, "`high` must be a number or an array, got '1'"),
         (np.zeros(0), np.ones(0), TypeError, "must be two numbers or two arrays"),
         (False, True, TypeError, "`low` must be a number or an array, got False"),

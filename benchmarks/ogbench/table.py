@@ -193,7 +193,7 @@ def draw(scores: Scores, table: list[dict[str, Any]], path: Path) -> None:
     for height, method in enumerate(methods):
         values = compared[method]
         low, high = interval(values, iqm, 500)
-        left.plot([low, high], [height, height], linewidth=6, alpha=0.5)
+        left.plot([low, high], [height, height], linewidth=6, alpha=0.5, solid_capstyle="butt")
         left.plot(iqm(np.concatenate(values)), height, "o", color="black", markersize=4)
         levels = np.linspace(0, 100, 101)
         right.plot(levels, [(np.concatenate(values) > level).mean() for level in levels], label=method)

@@ -130,7 +130,7 @@ def from_arrays(
         check_alike("next_observations", next_obs, "observations", obs)
     terminal, *timeout = flags.values()
     end = terminal.copy()
-    known = any(each.any() for each in timeout)
+    known = bool(timeout) and timeout[0].any()
     breaks = np.zeros_like(end) if next_obs is None or known else _breaks(obs, next_obs)
     end |= timeout[0] if timeout else breaks
     end[-1] = True
@@ -183,8 +183,8 @@ def _doubts(obs: Obs, action: np.ndarray, rescale: bool | None, *, joined: int) 
     """What is probably a mistake. `joined` rows without an end have another successor than the next row."""
     if joined:
         yield (
-            f"`next_observations` are not the observations of the next rows at {joined} rows where no episode ends, so "
-            "episodes may be joined. Mark the ends in `timeouts`. Without `timeouts`, an episode ends at each such row."
+            f"`next_observations` are not the `observations` of the next row in {joined} rows where no episode ends. "
+            "If more than rounding differs, episodes are joined: mark their ends in `timeouts`, or pass no timeouts."
         )
     largest = np.abs(action).max()
     if rescale is None and largest > 1 + 1e-6:  # more than rounding
@@ -194,12 +194,12 @@ def _doubts(obs: Obs, action: np.ndarray, rescale: bool | None, *, joined: int) 
         )
     if rescale is None and 0 < largest < SMALL:
         yield (
-            f"`actions` reach only {largest:g}, but policies start from noise of standard deviation 1 and learn such "
-            "actions slowly. Pass `action_range=(low, high)` and `rescale=True`, or `rescale=False` to keep them."
+            f"`actions` reach only {largest:g}, but flow policies start from noise of standard deviation 1 and learn "
+            "such actions slowly. Pass their own `action_range` and `rescale=True`, or `rescale=False` to keep them."
         )
     for name, leaf in named_leaves("observations", obs):
         if leaf.dtype == np.uint8 and leaf.ndim == 4 and leaf.shape[1] in (1, 3, 4) and min(leaf.shape[2:]) > 4:
             yield (
-                f"`{name}` looks like images with channels first, got {show(leaf)}, but they are taken to be last. "
-                "Pass `np.moveaxis(images, 1, -1)`."
+                f"`{name}` looks like images with channels first, got {show(leaf)}. Frame stacks, `random_crop` and "
+                "`nn.Impala` take them to be last: pass `np.moveaxis(images, 1, -1)`."
             )

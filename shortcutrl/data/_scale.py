@@ -1,9 +1,9 @@
 """The linear map between an action space and [-1, 1]."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,15 +16,19 @@ from shortcutrl._types import Bound
 from shortcutrl.data._arrays import as_host_array, check_array, refuse
 
 
-class ActionScale(eqx.Module):
+@typed
+@dataclasses.dataclass(frozen=True, eq=False)
+class ActionScale:
     r"""Map actions from `[low, high]` to [-1, 1] and back: $u = 2 (a - \text{low}) / (\text{high} - \text{low}) - 1$.
 
     The map is linear in each dimension and clips nothing. The ends map to the ends exactly.
 
-    A pytree, whose leaves are the bounds: a checkpoint of a module that holds it contains them.
+    It is not a pytree: nothing trains its bounds, and checkpoints do not contain them. Keep them with the settings of a
+    run, for example as `{"low": scale.low.tolist(), "high": scale.high.tolist()}`.
 
-    - `low`, `high`: two finite numbers, or two arrays of shape `(action,)` with low < high, such as `space.low` and
-      `space.high` of a Gymnasium action space. A dimension that never changes needs some width, too. Kept as float32.
+    - `low`, `high`: two finite numbers, or two arrays or lists of shape `(action,)` with low < high, such as
+      `space.low` and `space.high` of a Gymnasium action space. A dimension that never changes needs some width, too.
+      Kept as float32.
 
     !!! Example
 
@@ -38,17 +42,17 @@ class ActionScale(eqx.Module):
         ```
     """
 
-    low: Shaped[Array | np.ndarray, "..."]
-    high: Shaped[Array | np.ndarray, "..."]
+    low: Bound | list[Any]
+    high: Bound | list[Any]
 
-    @typed
-    def __init__(self, low: Bound | list[Any], high: Bound | list[Any]) -> None:
-        low, high = as_bounds("`low` and `high`", low, high)
+    def __post_init__(self) -> None:
+        low, high = as_bounds("`low` and `high`", self.low, self.high)
         with np.errstate(over="ignore", invalid="ignore"):
             if not np.isfinite(high - low).all():
                 got = f"{in_words(low)} and {in_words(high)}"
                 raise ValueError(f"`low` and `high` must be finite, got {got}. Pass the data's own range.")
-        self.low, self.high = low, high
+        object.__setattr__(self, "low", low)
+        object.__setattr__(self, "high", high)
 
     @typed
     def to_unit(self, action: Shaped[Array | np.ndarray, "..."]) -> Array | np.ndarray:
@@ -82,15 +86,16 @@ class ActionScale(eqx.Module):
         check_array("action", action)
         size = np.shape(self.low)
         if action.shape[-len(size) or action.ndim :] != size:
-            remedy = f" Split a chunk by `reshape(-1, {size[0]})`." if action.size % size[0] == 0 else ""
+            chunk = action.ndim > 0 and action.shape[-1] > size[0] and action.shape[-1] % size[0] == 0
+            remedy = f" Split a chunk by `reshape(-1, {size[0]})`." if chunk else ""
             raise ValueError(f"`action` must have shape (..., {size[0]}) like the bounds, got {action.shape}.{remedy}")
         if not isinstance(action, Tracer):
             known = as_host_array("action", action)
             refuse("action", known, ~np.isfinite(known), "is not finite")
-        if isinstance(action, jax.Array) or isinstance(self.low, Tracer):
-            dtype = jnp.promote_types(jax.dtypes.canonicalize_dtype(action.dtype), jnp.float32)
+        if isinstance(action, jax.Array):
+            dtype = jnp.promote_types(action.dtype, jnp.float32)
             low, high = (jnp.broadcast_to(jnp.asarray(bound, dtype), action.shape) for bound in (self.low, self.high))
-            return formula(jnp.asarray(action, dtype), low, high)
+            return formula(action.astype(dtype), low, high)
         dtype = np.float64 if action.dtype == np.float64 else np.float32
         wide = (np.asarray(each, np.float64) for each in (action, self.low, self.high))  # or rounding passes an end
         return np.asarray(formula(*wide), dtype)
@@ -100,7 +105,11 @@ def as_bounds(name: str, low: Any, high: Any) -> tuple[np.ndarray, np.ndarray]:
     """Bounds as float32 arrays of one shape, `()` or `(action,)`, with low < high; infinity is allowed."""
     bounds = []
     for bound in (low, high):
-        bound = np.asarray(bound) if isinstance(bound, list | tuple) else bound
+        try:
+            bound = np.asarray(bound) if isinstance(bound, list | tuple) else bound
+        except ValueError as error:
+            text = f"{name} must be numbers or arrays of shape (action,), got {show(bound)}: {error}"
+            raise TypeError(text) from None
         if isinstance(bound, jax.Array | np.ndarray):
             bound = as_host_array(name.strip("`"), bound)
         number = isinstance(bound, int | float) and not isinstance(bound, bool)
