@@ -90,6 +90,13 @@ def test_one_seed_has_no_interval(table):
     assert "| single | 40, n=1 | 40, n=1 | 40 |" in table.markdown(scores, table.rows(scores, 10))
 
 
+def test_halves_are_rounded_up(table):
+    """Formats round halves to even: 97.5 and 98.5 would both be shown as 98."""
+    scores = {"x": {"a": np.array([97.5])}, "y": {"a": np.array([98.5])}}
+    text = table.markdown(scores, table.rows(scores, 10))
+    assert "| x | 98, n=1 |" in text and "| y | 99, n=1 |" in text
+
+
 def test_the_probability_of_improvement_counts_ties_half(table):
     x, y = {"a": np.array([1.0, 2.0])}, {"a": np.array([1.0, 0.0])}
     assert table.probability_of_improvement(x, y) == (0.5 + 1 + 1 + 1) / 4
@@ -100,7 +107,7 @@ def test_the_probability_of_improvement_counts_ties_half(table):
 def test_missing_cells_are_shown_as_missing(table, file):
     scores = table.read((file,))
     text = table.markdown(scores, table.rows(scores, 100))
-    assert "| poor | 12 (" in text
+    assert "| poor | 13 (" in text
     assert text.count("missing") == 1  # `poor` on task b; "all" is over the task that both have
     assert {(row["method"], row["task"]) for row in table.rows(scores, 10)} == {
         *(("good", task) for task in ("a", "b", "all")),

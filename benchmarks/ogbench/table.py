@@ -179,6 +179,7 @@ def _probability(value: float) -> str:
 
 
 def _estimate(value: float, low: float, high: float) -> str:
+    value, low, high = (number + 1e-9 for number in (value, low, high))  # formats round halves to even: 98.5 to 98
     return f"{value:.0f}" if np.isnan(low) else f"{value:.0f} ({low:.0f} to {high:.0f})"
 
 
