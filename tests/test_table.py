@@ -94,7 +94,8 @@ def test_halves_are_rounded_up(table):
     """Formats round halves to even: 97.5 and 98.5 would both be shown as 98."""
     scores = {"x": {"a": np.array([97.5])}, "y": {"a": np.array([98.5])}}
     text = table.markdown(scores, table.rows(scores, 10))
-    assert "| x | 98, n=1 |" in text and "| y | 99, n=1 |" in text
+    assert "| x | 98, n=1 |" in text
+    assert "| y | 99, n=1 |" in text
 
 
 def test_the_probability_of_improvement_counts_ties_half(table):
