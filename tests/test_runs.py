@@ -491,6 +491,7 @@ def test_rows_keep_arrays_as_lists(tmp_path):
         (lambda run: run.save(3, {"a": np.array([None])}), TypeError, "state"),
         (lambda run: run.save(3, {"a": np.array(["a"])}), TypeError, "state"),
         (lambda run: append_row(run.folder, "../table", {}), ValueError, "name"),
+        (lambda run: append_row(run.folder, "metrics", {}), ValueError, "name"),
         (lambda run: append_row(run.folder, "table", {"a": {1, 2}}), TypeError, "row"),
         (lambda run: append_row(run.folder, "table", [1]), TypeError, "row"),
         (lambda run: read_rows(run.folder, 3), TypeError, "name"),

@@ -53,8 +53,8 @@ def append_row(folder: str | os.PathLike[str], name: str, row: dict[Any, Any]) -
     **Arguments:**
 
     - `folder`: of a [`Run`][shortcutrl.runs.Run].
-    - `name`: of the table, such as `"table"`: letters, digits and underscores, not a digit first. Not `"metrics"`:
-      `Run` removes rows from it that `Run.log` did not write.
+    - `name`: of the table, such as `"table"`: letters, digits and underscores, not a digit first. Not `"metrics"`,
+      whose rows are those of [`Run.log`][shortcutrl.runs.Run.log].
     - `row`: values by name: numbers, text, lists, arrays and dataclasses.
 
     **Returns:** nothing.
@@ -74,12 +74,17 @@ def append_row(folder: str | os.PathLike[str], name: str, row: dict[Any, Any]) -
             assert read_rows(folder, "table") == [{"k": 4, "success": [True, False]}]
         ```
     """
-    path, line = table_path(folder, name), as_json("row", row).encode()
+    if name == "metrics":  # a resumed run removes rows that it did not log
+        raise ValueError("`name` must not be 'metrics'. Append metrics by `Run.log`, or choose another name.")
+    append_line(table_path(folder, name), as_json("row", row))
+
+
+def append_line(path: Path, line: str) -> None:
     if not path.parent.is_dir():
         raise ValueError(f"`folder` must be the folder of a run, but {path.parent} does not exist. Make a `Run` first.")
     with path.open("a+b") as file:
         cut = file.seek(0, 2) > 0 and file.seek(-1, 2) >= 0 and file.read(1) != b"\n"
-        file.write(b"\n" * cut + line + b"\n")
+        file.write(b"\n" * cut + line.encode() + b"\n")
 
 
 @typed

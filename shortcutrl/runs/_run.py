@@ -20,7 +20,7 @@ from shortcutrl._files import as_path
 from shortcutrl._typed import show, typed
 from shortcutrl._types import Integer
 from shortcutrl.runs import _checkpoint
-from shortcutrl.runs._rows import append_row, as_json, load_settings, read_rows, write_whole
+from shortcutrl.runs._rows import append_line, as_json, load_settings, read_rows, write_whole
 
 
 class Run:
@@ -144,7 +144,7 @@ class Run:
         if step < (last := max(self._logged, self.step)):
             raise ValueError(f"`step` must be at least {last}, which the run has reached, got {step}.")
         self._logged = step
-        append_row(self.folder, "metrics", {"step": step, **row})
+        append_line(self.folder / "metrics.jsonl", as_json("values", {"step": step, **row}))
         _show(board, step, row)
         board.flush()
         if self._logger is not None:
