@@ -34,6 +34,7 @@ ScalarLike: TypeAlias = float | int | np.floating | np.integer | Float[Array | n
 Integer: TypeAlias = int | np.integer
 Number: TypeAlias = float | int | np.floating | np.integer
 Bound: TypeAlias = Number | Shaped[Array | np.ndarray, "..."]
+Limit: TypeAlias = Bound | list[Any] | tuple[Any, ...]
 Clip: TypeAlias = tuple[Bound, Bound] | list[Any] | None
 Loss: TypeAlias = Callable[..., tuple[Any, Any]]
 Aggregate: TypeAlias = Literal["min", "mean"] | Callable[[Array], Array]

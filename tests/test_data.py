@@ -449,7 +449,9 @@ def test_bounds_may_be_lists_as_in_the_settings_of_a_run(tmp_path):
         pass
     scale = data.ActionScale(**load_settings(tmp_path)["scale"])
     assert (scale.low.tolist(), scale.high.tolist()) == (LOW.tolist(), HIGH.tolist())
-    data.from_arrays(**fields(action_range=(LOW.tolist(), HIGH.tolist())))
+    for kind in (list, tuple):
+        assert data.ActionScale(kind(LOW), kind(HIGH)).low.tolist() == LOW.tolist()
+        data.from_arrays(**fields(action_range=(kind(LOW), kind(HIGH))))
 
 
 def test_the_bounds_are_a_copy():
@@ -492,11 +494,12 @@ def test_an_action_that_cannot_be_scaled_is_refused(way, action, kind, message):
         ([0, 0.05, 1], [1, 0.05, 1], ValueError, "got 0.05 and 0.05 in dimension 1. Pass the limits of the actions"),
         (-np.inf, 1, ValueError, "must be finite, got -inf and 1.0. Pass the data's own range"),
         (-3e38, 3e38, ValueError, "must be finite"),
-        (None, 1, TypeError, "`low` must be a number or an array, got None"),
+        ([0, -np.inf, 1], 2, ValueError, "must be finite, got -inf and 2.0 in dimension 1. Pass the data's own range"),
+        (None, 1, TypeError, "`low` must be a number or an array or a tuple, got None"),
         ([0, [1]], 1, TypeError, r"`low` and `high` must be numbers or arrays of shape \(action,\), got \[0, \[1\]\]"),
-        (-1, "1", TypeError, "`high` must be a number or an array, got '1'"),
+        (-1, "1", TypeError, "`high` must be a number or an array or a tuple, got '1'"),
         (np.zeros(0), np.ones(0), TypeError, "must be two numbers or two arrays"),
-        (False, True, TypeError, "`low` must be a number or an array, got False"),
+        (False, True, TypeError, "`low` must be a number or an array or a tuple, got False"),
         (np.array([[0]]), 1, TypeError, "must be two numbers or two arrays"),
         (np.array(["0"]), 1, TypeError, "must hold real numbers"),
     ],

@@ -10,7 +10,7 @@ from jaxtyping import Array, Shaped
 
 from shortcutrl._checks import named_leaves
 from shortcutrl._typed import show, typed
-from shortcutrl._types import Bound, Obs
+from shortcutrl._types import Limit, Obs
 from shortcutrl.data._arrays import (
     as_flags,
     as_float32,
@@ -61,7 +61,7 @@ def from_arrays(
     terminations: Any = None,
     truncations: Any = None,
     next_observations: Obs | None = None,
-    action_range: tuple[Bound | list[Any], Bound | list[Any]] | list[Any] = (-1.0, 1.0),
+    action_range: tuple[Limit, Limit] | list[Any] = (-1.0, 1.0),
     rescale: bool | None = None,
     **ignored: Any,
 ) -> Dataset:
@@ -82,7 +82,7 @@ def from_arrays(
       warning says so if there are such rows, but all timeouts are 0.
     - `next_observations`: like `observations`, the observation after each step. If they are `None`, the observation
       after a step is that of the next row, and a row that ends an episode by a timeout is never sampled.
-    - `action_range`: `(low, high)`, two numbers or two arrays of shape `(action,)`.
+    - `action_range`: `(low, high)`, two numbers, or two arrays, lists or tuples of shape `(action,)`.
     - `rescale`: whether to map the actions from `action_range` to [-1, 1], by
       [`ActionScale`][shortcutrl.data.ActionScale]. By default not, with a warning if actions lie outside [-1, 1], the
       default `clip` of the algorithms, or if all are smaller than 0.2: policies would not reach them, or learn them

@@ -12,7 +12,7 @@ from jaxtyping import Array, Shaped
 
 from shortcutrl._checks import is_numeric
 from shortcutrl._typed import show, typed
-from shortcutrl._types import Bound
+from shortcutrl._types import Limit
 from shortcutrl.data._arrays import as_host_array, check_array, refuse
 
 
@@ -26,7 +26,7 @@ class ActionScale:
     It is not a pytree: nothing trains its bounds, and checkpoints do not contain them. Keep them with the settings of a
     run, for example as `{"low": scale.low.tolist(), "high": scale.high.tolist()}`.
 
-    - `low`, `high`: two finite numbers, or two arrays or lists of shape `(action,)` with low < high, such as
+    - `low`, `high`: two finite numbers, or two arrays, lists or tuples of shape `(action,)` with low < high, such as
       `space.low` and `space.high` of a Gymnasium action space. A dimension that never changes needs some width, too.
       Kept as float32.
 
@@ -42,15 +42,16 @@ class ActionScale:
         ```
     """
 
-    low: Bound | list[Any]
-    high: Bound | list[Any]
+    low: Limit
+    high: Limit
 
     def __post_init__(self) -> None:
         low, high = as_bounds("`low` and `high`", self.low, self.high)
         with np.errstate(over="ignore", invalid="ignore"):
-            if not np.isfinite(high - low).all():
-                got = f"{in_words(low)} and {in_words(high)}"
-                raise ValueError(f"`low` and `high` must be finite, got {got}. Pass the data's own range.")
+            finite = np.isfinite(high - low)
+        if not finite.all():
+            got = _first_bad(low, high, finite)
+            raise ValueError(f"`low` and `high` must be finite, got {got}. Pass the data's own range.")
         object.__setattr__(self, "low", low)
         object.__setattr__(self, "high", high)
 
@@ -126,14 +127,18 @@ def as_bounds(name: str, low: Any, high: Any) -> tuple[np.ndarray, np.ndarray]:
     except ValueError:
         raise ValueError(f"{name} must be bounds of one shape, got {bounds[0].shape} and {bounds[1].shape}.") from None
     if not (low < high).all():
-        bad = int(np.argmin(low < high))
-        got = f"{low.flat[bad]!s} and {high.flat[bad]!s}" + (f" in dimension {bad}" if low.ndim else "")
+        got = _first_bad(low, high, low < high)
         raise ValueError(
             f"{name} must have low < high in every dimension, got {got}. Pass the limits of the actions; a dimension "
             "that never changes needs some width, too."
         )
     low.flags.writeable = high.flags.writeable = False
     return low, high
+
+
+def _first_bad(low: np.ndarray, high: np.ndarray, good: np.ndarray) -> str:
+    bad = int(np.argmin(good))
+    return f"{low.flat[bad]!s} and {high.flat[bad]!s}" + (f" in dimension {bad}" if low.ndim else "")
 
 
 def in_words(bound: np.ndarray) -> str:
