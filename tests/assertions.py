@@ -50,3 +50,7 @@ def assert_unrelated(*draws):
     rows = [np.ravel(draw) for draw in draws if np.std(draw) > 0]
     worst = np.abs(np.corrcoef(rows) - np.eye(len(rows))).max()
     assert worst < 5 / np.sqrt(len(rows[0])), f"related: a correlation of {worst}"
+
+
+def first_line(error):
+    return str(error.value).splitlines()[0]
