@@ -1,7 +1,8 @@
 """Test-time scaling: more candidates, ranked by Q."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -112,3 +113,15 @@ def best_of_n(actor: Actor, critic: Critic, obs: Obs, noise: Noise, *, aggregate
     Source: best-of-N sampling in SORL ([arXiv 2505.22866](https://arxiv.org/abs/2505.22866)).
     """
     return bon_select(actor, critic, obs, noise, aggregate=aggregate)[0]
+
+
+def best_of(n: int, actor: Any, critic: Any, aggregate: Aggregate) -> Any:
+    """The actor that takes the best of exactly `n` candidates; `actor` itself for one."""
+    return actor if n == 1 else eqx.Partial(_best_of, actor, critic, n=n, aggregate=aggregate)
+
+
+def _best_of(actor: Actor, critic: Critic, obs: Obs, noise: Noise, *, n: int, aggregate: Aggregate) -> Action:
+    if _checks.check_leading_axis("noise", noise) != n:
+        shape = "Draw it in the shape that `noise_shape` returns."
+        raise ValueError(f"`noise` must have one row for each of {n} candidates, got {show(noise)}. {shape}")
+    return best_of_n(actor, critic, obs, noise, aggregate=aggregate)

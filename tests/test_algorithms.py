@@ -96,6 +96,9 @@ def test_the_actor_takes_noise_of_its_shape(module):
         act = module.actor(start(module), config=config, **options)
         noise = jnp.zeros(noise_shape(module, ACTION, config=config, **options))
         assert act(transitions().obs[0], noise).shape == (ACTION,)
+        if options.get("n", 1) > 1:
+            with pytest.raises(ValueError, match="`noise` must have one row for each of 4 candidates"):
+                act(transitions().obs[0], noise[:3])
 
 
 @every_algorithm

@@ -22,7 +22,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from shortcutrl import _checks, _contract, _training, nn
 from shortcutrl._diffusion import ddpm_sample, denoising_loss, vp_schedule
-from shortcutrl._select import best_of_n
+from shortcutrl._select import best_of
 from shortcutrl._typed import typed
 from shortcutrl._types import Actor, Encoder, Integer, Loss, Number, Scalar, Transition
 
@@ -333,7 +333,8 @@ def actor(state: State, *, config: Config, n: Integer | None = None) -> Actor:
     - `n`: the number of candidates, by default `config.num_candidates`. With 1 the actor's noise has shape
       `(T, action)`, otherwise `(n, T, action)`, where T is `config.denoising_steps`.
 
-    **Returns:** an [`Actor`][shortcutrl.Actor] that can be an argument of a function under `equinox.filter_jit`.
+    **Returns:** an [`Actor`][shortcutrl.Actor] that can be an argument of a function under `equinox.filter_jit`. It
+    refuses noise that does not have `n` rows.
 
     **Raises:** `ValueError` for `n` below 1.
 
@@ -353,7 +354,7 @@ def actor(state: State, *, config: Config, n: Integer | None = None) -> Actor:
     n = _checks.as_count("n", config.num_candidates if n is None else n)
     options: dict[str, Any] = {"steps": config.denoising_steps, "schedule": SCHEDULE, "clip": config.clip}
     sample = eqx.Partial(ddpm_sample, state.target_policy, **options)
-    return sample if n == 1 else eqx.Partial(best_of_n, sample, state.target_critic, aggregate="min")
+    return best_of(n, sample, state.target_critic, "min")
 
 
 @typed

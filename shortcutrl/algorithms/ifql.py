@@ -15,7 +15,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from shortcutrl import _checks, _contract, _training, nn
 from shortcutrl._flow import flow_matching_loss
-from shortcutrl._select import best_of_n
+from shortcutrl._select import best_of
 from shortcutrl._step import rollout_k
 from shortcutrl._typed import typed
 from shortcutrl._types import Actor, Encoder, Integer, Loss, Number, Scalar, Transition
@@ -24,7 +24,8 @@ from shortcutrl._types import Actor, Encoder, Integer, Loss, Number, Scalar, Tra
 class Networks(NamedTuple):
     """One entry for each network: the networks of [`init`][shortcutrl.ifql.init], or their optimizers.
 
-    - `policy`: a [`Velocity`][shortcutrl.Velocity] that imitates the dataset.
+    - `policy`: a [`Velocity`][shortcutrl.Velocity] that imitates the dataset, and ignores `h`, such as
+      [`nn.FlowPolicy`][shortcutrl.nn.FlowPolicy].
     - `critic`: a [`Critic`][shortcutrl.Critic].
     - `value`: a [`Value`][shortcutrl.Value].
     """
@@ -318,7 +319,8 @@ def actor(state: State, *, config: Config, n: Integer | None = None) -> Actor:
     - `n`: the number of candidates, by default `config.num_candidates`. With 1 the actor's noise has shape `(action,)`,
       otherwise `(n, action)`.
 
-    **Returns:** an [`Actor`][shortcutrl.Actor] that can be an argument of a function under `equinox.filter_jit`.
+    **Returns:** an [`Actor`][shortcutrl.Actor] that can be an argument of a function under `equinox.filter_jit`. It
+    refuses noise that does not have `n` rows.
 
     **Raises:** `ValueError` for `n` below 1.
 
@@ -337,7 +339,7 @@ def actor(state: State, *, config: Config, n: Integer | None = None) -> Actor:
     """
     n = _checks.as_count("n", config.num_candidates if n is None else n)
     roll = eqx.Partial(rollout_k, state.policy, k=config.flow_steps, clip=config.clip)
-    return roll if n == 1 else eqx.Partial(best_of_n, roll, state.critic, aggregate="min")
+    return best_of(n, roll, state.critic, "min")
 
 
 @typed

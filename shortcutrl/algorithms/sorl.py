@@ -17,7 +17,7 @@ from shortcutrl import _checks, _contract, _switch, _training, nn
 from shortcutrl._flow import flow_matching_loss, self_consistency_loss
 from shortcutrl._improve import q_loss
 from shortcutrl._path import draw_flow_matching, draw_self_consistency
-from shortcutrl._select import best_of_n
+from shortcutrl._select import best_of
 from shortcutrl._step import rollout_k
 from shortcutrl._typed import typed
 from shortcutrl._types import Actor, Encoder, Integer, Loss, Number, Scalar, Transition
@@ -375,7 +375,8 @@ def actor(state: State, *, config: Config, k: Integer | None = None, n: Integer 
       `(n, action)`. A critic that sees k ranks them at this `k`: it was trained at 1, 2, 4, ..., `max_jumps`, and
       extrapolates at others.
 
-    **Returns:** an [`Actor`][shortcutrl.Actor] that can be an argument of a function under `equinox.filter_jit`.
+    **Returns:** an [`Actor`][shortcutrl.Actor] that can be an argument of a function under `equinox.filter_jit`. It
+    refuses noise that does not have `n` rows.
 
     **Raises:** `ValueError` for `k` or `n` below 1.
 
@@ -395,8 +396,7 @@ def actor(state: State, *, config: Config, k: Integer | None = None, n: Integer 
     """
     k = _checks.as_count("k", config.num_steps if k is None else k)
     roll = eqx.Partial(rollout_k, state.target_policy, k=k, clip=config.clip)
-    choose = eqx.Partial(best_of_n, roll, _bind(state.target_critic, k, config), aggregate=config.aggregate)
-    return roll if _checks.as_count("n", n) == 1 else choose
+    return best_of(_checks.as_count("n", n), roll, _bind(state.target_critic, k, config), config.aggregate)
 
 
 @typed
