@@ -153,7 +153,9 @@ def shortcut_loss(
       matching remains. Static.
     - `flow_matching_weight`, `self_consistency_weight`: non-negative.
     - `flow_matching_times`: a function `key -> (t, h)`; by default
-      [`draw_flow_matching`][shortcutrl.draw_flow_matching] with `num_steps`. Static.
+      [`draw_flow_matching`][shortcutrl.draw_flow_matching] with `num_steps`. Static. If it returns `h = 0`, make the
+      policy with `smallest_step=1 / num_steps`: otherwise nothing trains the jump of size 1/M, from which
+      self-consistency starts.
     - `self_consistency_times`: a function `key -> (t, h)`; by default
       [`draw_self_consistency`][shortcutrl.draw_self_consistency] with `num_steps`. Static.
     - `key`: a JAX random key.

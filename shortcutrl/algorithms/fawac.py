@@ -25,7 +25,8 @@ from shortcutrl._types import Actor, Encoder, Integer, Loss, Number, Scalar, Tra
 class Networks(NamedTuple):
     """One entry for each network: the networks of [`init`][shortcutrl.fawac.init], or their optimizers.
 
-    - `policy`: a [`Velocity`][shortcutrl.Velocity].
+    - `policy`: a [`Velocity`][shortcutrl.Velocity] that ignores `h`, such as
+      [`nn.FlowPolicy`][shortcutrl.nn.FlowPolicy].
     - `critic`: a [`Critic`][shortcutrl.Critic].
     - `value`: a [`Value`][shortcutrl.Value].
     """

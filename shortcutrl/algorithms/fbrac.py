@@ -24,7 +24,8 @@ from shortcutrl._types import Actor, Encoder, Integer, Loss, Number, Scalar, Tra
 class Networks(NamedTuple):
     """One entry for each network: the networks of [`init`][shortcutrl.fbrac.init], or their optimizers.
 
-    - `policy`: a [`Velocity`][shortcutrl.Velocity].
+    - `policy`: a [`Velocity`][shortcutrl.Velocity] that ignores `h`, such as
+      [`nn.FlowPolicy`][shortcutrl.nn.FlowPolicy].
     - `critic`: a [`Critic`][shortcutrl.Critic].
     """
 

@@ -25,7 +25,8 @@ from shortcutrl._types import Actor, Encoder, Integer, Loss, Number, Scalar, Tra
 class Networks(NamedTuple):
     """One entry for each network: the networks of [`init`][shortcutrl.fql.init], or their optimizers.
 
-    - `flow`: a [`Velocity`][shortcutrl.Velocity] that imitates the dataset.
+    - `flow`: a [`Velocity`][shortcutrl.Velocity] that imitates the dataset, and ignores `h`, such as
+      [`nn.FlowPolicy`][shortcutrl.nn.FlowPolicy].
     - `student`: an [`Actor`][shortcutrl.Actor] whose noise has shape `(action,)`.
     - `critic`: a [`Critic`][shortcutrl.Critic].
     """
