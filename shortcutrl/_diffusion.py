@@ -258,7 +258,9 @@ def ddpm_sample(
 
     each = times[:-1], rows, scale, weight, jnp.sqrt(beta)
     if is_long(steps):
-        return jax.lax.scan(step, x, each, unroll=8)[0]
+        first, rest = (jax.tree.map(lambda leaf, part=part: leaf[part], each) for part in (0, slice(1, None)))
+        # After the first step, each has the same type: the carry may vary over devices where the noise does not.
+        return jax.lax.scan(step, step(x, first)[0], rest, unroll=8)[0]
     for at in zip(*each, strict=True):
         x, _ = step(x, at)
     return x

@@ -107,8 +107,9 @@ def rollout_k(
             action = jump(action, i / k)
     else:  # with `remat` jumps must not stand side by side, because the compiler would merge what they repeat
         once, unroll = (jax.checkpoint(jump), 1) if remat else (jump, 8)
-        times = jnp.arange(k, dtype=noise.dtype) / k
-        action, _ = jax.lax.scan(lambda x, t: (once(x, t), None), noise, times, unroll=unroll)
+        times = jnp.arange(1, k, dtype=noise.dtype) / k
+        # After the first jump, each has the same type: the carry may vary over devices where the noise does not.
+        action, _ = jax.lax.scan(lambda x, t: (once(x, t), None), once(noise, 0.0), times, unroll=unroll)
     return action if bounds is None else jnp.clip(action, *bounds)
 
 

@@ -178,6 +178,42 @@ def test_gradients_inside_shard_map_are_those_of_one_device():
     assert max(differences) < 1e-5
 
 
+LOOPS = """
+import jax, jax.numpy as jnp, numpy as np
+from functools import partial
+from jax.sharding import AxisType, PartitionSpec as P
+from algorithms import MODULES, networks, optimizers, transitions
+from shortcutrl import ddpm_sample, rollout_k, vp_schedule
+
+mesh = jax.make_mesh((2,), ("batch",), axis_types=(AxisType.Auto,))
+shared = lambda function, out: jax.shard_map(function, mesh=mesh, in_specs=(P("batch"), P()), out_specs=out)
+obs, noise = jnp.arange(8.0).reshape(4, 2) / 8, jnp.ones((20, 2))
+for sample, size in (
+    (partial(rollout_k, lambda obs, x, t, h: obs - t * x, k=20), noise[0]),
+    (partial(rollout_k, lambda obs, x, t, h: obs - t * x, k=20, remat=True), noise[0]),
+    (partial(ddpm_sample, lambda obs, x, t: obs - t * x, steps=20, schedule=vp_schedule), noise),
+):
+    both = jax.vmap(sample, in_axes=(0, None))
+    halves = jax.jit(shared(both, P("batch")))(obs, size)
+    np.testing.assert_allclose(halves, jax.jit(both)(obs, size), rtol=1e-5)
+
+batch, key = transitions(n=4), jax.random.key(0)
+for module in MODULES.values():
+    options = {"config": module.Config(), "optimizers": optimizers(module)}
+    state = module.init(networks(module, key), **options)
+    def info(batch, key):
+        return jax.lax.pmean(module.update(state, batch, key=key, **options)[1], "batch")
+    jax.eval_shape(shared(info, P()), batch, key)
+"""
+
+
+@pytest.mark.slow
+def test_loops_inside_shard_map_take_noise_that_all_devices_share():
+    env = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run([sys.executable, "-c", LOOPS], env=os.environ | env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 EXPLICIT = """
 import jax, numpy as np
 from functools import partial
