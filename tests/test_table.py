@@ -284,6 +284,7 @@ def test_an_update_that_returns_something_else_is_refused_before_the_training(ru
     )
     with pytest.raises(ValueError, match=f"`update` of mine must return a state like that of `init`{message}"):
         run.agents(small(run, tmp_path), str(mine), TASKS, AGENTS[:1], float("inf"))
+    assert list(tmp_path.rglob("settings.json")) == []  # so that the same command runs the corrected file
 
 
 def test_a_state_that_jit_cannot_carry_is_refused_before_the_training(run, tmp_path):

@@ -102,16 +102,16 @@ def agents(args: Args, method: str, names: tuple[str, ...], mine: list[tuple[str
     for task, seed in mine:
         if row := done.get((label, task, seed)):
             check_same(args, (label, task, seed), settings, row)
+    todo = [(task, seed) for task, seed in mine if (label, task, seed) not in done]
+    if todo:  # before any folder is made: an edited file does not continue what is in it
+        dataset = load_tasks(names, args.data_episodes)[names[0]].dataset
+        check_update(args, module, config, dataset)
+        check_actor(args, module, config, dataset, chosen)
     with ExitStack() as stack:
         missing = [
             Agent(task, seed, stack.enter_context(Run(folder / task / f"seed-{seed}", {"seed": seed, **settings})))
-            for task, seed in mine
-            if (label, task, seed) not in done
+            for task, seed in todo
         ]
-        if missing:
-            dataset = load_tasks(names, args.data_episodes)[names[0]].dataset
-            check_update(args, module, config, dataset)
-            check_actor(args, module, config, dataset, chosen)
         while (left := [agent for agent in missing if agent.run.step < args.updates]) and time.monotonic() < end:
             tasks, least = load_tasks(names, args.data_episodes), min(agent.run.step for agent in left)
             group = [agent for agent in left if agent.run.step == least]
