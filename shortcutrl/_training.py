@@ -18,26 +18,37 @@ from shortcutrl._types import Aggregate, Number, Scalar, Transition
 from shortcutrl._value import bellman_target, expectile_loss, td_loss
 
 
-class _Carried(eqx.Module):
+class _Same:
+    """An entry of a path that adds nothing to it, so that arrays of a carried network keep the names of the user."""
+
+    def __str__(self) -> str:
+        return ""
+
+
+class _Carried:
     """A network with leaves that are not arrays, such as activation functions, in a form that `jit` can carry.
 
-    A deep copy has the same static part, so `jit` does not compile again for it. For a copy by pickle, it does.
+    A pytree of the network's arrays, with `None` for the other leaves, which are static. A deep copy has the same
+    static part, so `jit` does not compile again for it. For a copy by pickle, it does.
     """
 
-    _arrays: list[Array | None]
-    _static: Any = eqx.field(static=True)
+    def __init__(self, arrays: Any, static: Any) -> None:
+        self._arrays, self._static = arrays, static  # what is static: the leaves, and the structure of the network
 
-    def __deepcopy__(self, memo: Any) -> Any:
-        return _Carried(copy.deepcopy(self._arrays, memo), self._static)
+    def __deepcopy__(self, memo: Any) -> "_Carried":
+        return jax.tree.map(lambda leaf: copy.deepcopy(leaf, memo), self)
 
     def __reduce__(self) -> Any:
         leaves, structure = self._static
-        return _unpickled, (self._arrays, leaves, jax.tree.unflatten(structure, range(len(leaves))))
+        return _unpickled, (self._listed(), leaves, jax.tree.unflatten(structure, range(len(leaves))))
+
+    def _listed(self) -> list[Any]:
+        return self._static[1].flatten_up_to(self._arrays)
 
     def unwrap(self) -> Any:
         """The network in the form in which the user made it."""
         leaves, structure = self._static
-        merged = [leaf if array is None else array for array, leaf in zip(self._arrays, leaves, strict=True)]
+        merged = [leaf if array is None else array for array, leaf in zip(self._listed(), leaves, strict=True)]
         return jax.tree.unflatten(structure, merged)
 
     def __call__(self, *args, **kwargs):
@@ -48,12 +59,23 @@ class _Carried(eqx.Module):
             raise AttributeError(name)
         return getattr(self.unwrap(), name)
 
+    def __repr__(self) -> str:
+        return repr(self.unwrap())
+
     def encode(self, obs: Any) -> Any:
         return encoded(self.unwrap(), obs)
 
 
+jax.tree_util.register_pytree_with_keys(
+    _Carried,
+    lambda network: (((_Same(), network._arrays),), network._static),
+    lambda static, children: _Carried(next(iter(children)), static),
+)
+
+
 def _unpickled(arrays: list[Array | None], leaves: tuple[Any, ...], network: Any) -> _Carried:
-    return _Carried(arrays, (leaves, jax.tree.structure(network)))
+    structure = jax.tree.structure(network)
+    return _Carried(jax.tree.unflatten(structure, arrays), (leaves, structure))
 
 
 def _as_carried(name: str, network: Any) -> Any:
@@ -73,7 +95,8 @@ def _as_carried(name: str, network: Any) -> Any:
     if len(arrays) == len(leaves):
         return jax.tree.map(_copied, network)
     split = [(_copied(leaf), None) if isinstance(leaf, jax.Array | np.ndarray) else (None, leaf) for leaf in leaves]
-    return _Carried([array for array, _ in split], (tuple(leaf for _, leaf in split), structure))
+    arrays = jax.tree.unflatten(structure, [array for array, _ in split])
+    return _Carried(arrays, (tuple(leaf for _, leaf in split), structure))
 
 
 def _copied(leaf: jax.Array | np.ndarray) -> Array:
@@ -94,14 +117,13 @@ def _as_group(kind: Any, name: str, values: Any) -> Any:
 
 def parameters(network: Any) -> Any:
     """What optimizers see: the network as the user made it, with `None` for all but the floating-point arrays."""
-    arrays = eqx.filter(network, eqx.is_inexact_array)
-    return jax.tree.unflatten(network._static[1], arrays._arrays) if isinstance(network, _Carried) else arrays
+    return eqx.filter(network._arrays if isinstance(network, _Carried) else network, eqx.is_inexact_array)
 
 
 def _apply(updates: Any, network: Any) -> Any:
     """The network after an update of its `parameters`."""
     if isinstance(network, _Carried):
-        updates = _Carried(network._static[1].flatten_up_to(updates), network._static)
+        return _Carried(eqx.apply_updates(network._arrays, updates), network._static)
     return eqx.apply_updates(network, updates)
 
 

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -109,6 +110,55 @@ def test_a_description_of_a_random_key_is_enough(tmp_path):
 
 def test_a_part_of_the_state_is_enough(folder):
     assert_same(load_checkpoint(folder, STATE | {"a": None}), LATER | {"a": None})
+
+
+class Layers(eqx.Module):
+    """A policy with a leaf that is no array: the activation function."""
+
+    first: eqx.nn.Linear
+    second: eqx.nn.Linear
+    activation: Callable = jax.nn.gelu
+
+    def __call__(self, obs, x, t, h):
+        return self.second(self.activation(self.first(x)))
+
+
+class Moved(eqx.Module):
+    """The same with its fields in another order."""
+
+    second: eqx.nn.Linear
+    first: eqx.nn.Linear
+    activation: Callable = jax.nn.gelu
+    __call__ = Layers.__call__
+
+
+class Shorter(eqx.Module):
+    first: eqx.nn.Linear
+    activation: Callable = jax.nn.gelu
+
+    def __call__(self, obs, x, t, h):
+        return self.activation(self.first(x))
+
+
+def with_policy(kind, count, seed):
+    names = ("first", "second")[:count]
+    keys = dict(zip(names, jax.random.split(jax.random.key(seed)), strict=False))
+    layers = {name: eqx.nn.Linear(2, 2, use_bias=False, key=key) for name, key in keys.items()}
+    critic = nn.EnsembleCritic(2, 2, width=4, depth=1, condition_on_k=True, key=jax.random.key(0))
+    return sorl.init((kind(**layers), critic), config=sorl.Config(), optimizers=sorl.OPTIMIZERS)
+
+
+def test_arrays_of_own_networks_are_loaded_by_their_names(tmp_path):
+    saved, other = with_policy(Layers, 2, seed=0), with_policy(Moved, 2, seed=7)
+    with Run(tmp_path, {}) as run:
+        run.save(1, saved)
+    loaded = load_checkpoint(tmp_path, other)
+    args = jnp.ones(2), jnp.ones(2), 0.0, 1.0
+    assert jnp.array_equal(loaded.policy(*args), saved.policy(*args))
+    assert not jnp.array_equal(other.policy(*args), saved.policy(*args))
+    acting = with_policy(Shorter, 1, seed=0)._replace(policy_opt_state=None, critic_opt_state=None)
+    with pytest.raises(ValueError, match=r"`state` has no `state\.policy\.second\.weight`"):
+        load_checkpoint(tmp_path, acting)
 
 
 def test_a_part_has_no_name_that_only_begins_alike(tmp_path):
