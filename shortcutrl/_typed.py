@@ -102,7 +102,7 @@ def show(value: Any) -> str:
     if type(value).__name__ in _OF_ALGORITHMS:
         return f"a `{_class_name(type(value))}`"
     if callable(value) and hasattr(value, "__name__"):
-        return f"the function `{value.__name__}`"
+        return f"the {'class' if isinstance(value, type) else 'function'} `{value.__name__}`"
     if isinstance(value, int) and value.bit_length() > 127:
         return f"an integer of {value.bit_length()} bits"
     try:
@@ -188,7 +188,11 @@ def _remedy(name: str, hint: Any, value: Any, given: dict[str, Any]) -> str:
     if array and value.ndim == 0 and not isinstance(value, Tracer) and {int, float} & set(_parts(hint)):
         return f"It is static: pass `{'float' if float in _parts(hint) else 'int'}({name})`."
     if isinstance(value, Tracer) and not _shapes(hint):
-        return f"It is static: bind it outside of `jit` and `vmap`, by `functools.partial(..., {name}=...)`."
+        if "self" in given:
+            kind = _class_name(type(given["self"][1]))
+            return f"It is static: make one `{kind}` for each value, outside of `jit` and `vmap`."
+        partial = f"by `functools.partial(..., {name}=...)`"
+        return f"It is static: bind it outside of `jit` and `vmap`, {partial}, or select a result by `jax.lax.switch`."
     if shapes := [shape for shape in _shapes(hint) if shape != "..."]:
         ranks = {len(shape.split()) for shape in shapes}
         if array and value.ndim > max(ranks):

@@ -35,6 +35,7 @@ from calls import (
 
 from shortcutrl import (
     bellman_target,
+    best_of_n,
     consistency_sample,
     critic_loss,
     draw_flow_matching,
@@ -71,6 +72,13 @@ KINDS = {
     "k that is a float": (lambda: roll(X, k=2.0), "`k`", "2.0", "Pass an integer"),
     "k that is text": (lambda: roll(X, k="2"), "`k`", "'2'", "Pass an integer"),
     "k that is an array": (lambda: roll(X, k=jnp.asarray(2)), "`k`", "2 (int", "pass `int(k)`"),
+    "a setting that is traced": (
+        lambda: jax.vmap(lambda weight: sorl.Config(q_weight=weight).num_steps)(X),
+        "`q_weight`",
+        "traced",
+        "one `sorl.Config` for each value",
+    ),
+    "a class for an argument": (lambda: roll(X, k=nn.Value), "`k`", "the class `Value`", "Pass an integer"),
     "k that is traced": (lambda: jax.jit(lambda k: roll(X, k=k))(2), "`k`", "traced", "functools.partial(..., k=...)"),
     "mismatched sizes": (lambda: match(X, jnp.ones(3, jnp.float32), 0.0, h=0.0), "`noise`", "float32[3]", "`action`"),
     "mismatched sizes of self-consistency": (
@@ -236,7 +244,7 @@ KINDS = {
     ),
     "noise in nested lists": (lambda: select([[0.0, 1.0]]), "`noise[0][0]`", "0.0", "jnp.asarray"),
     "no row of noise for each candidate": (
-        lambda: sorl.actor(sorl.init((policy, blind), **OPTIONS), config=OPTIONS["config"], n=4)(BATCH.obs[0], X),
+        lambda: best_of_n(partial(rollout_k, policy, k=1), blind, BATCH.obs[0], X),
         "`noise`",
         "[2]",
         "one row for each candidate, got float32[2]. The error was",

@@ -387,6 +387,12 @@ VALUES = {
         "got 1",
         "`condition_critic_on_k` to False",
     ),
+    "no row of noise for each candidate of an actor": (
+        lambda: sorl.actor(sorl.init((policy, blind), **OPTIONS), config=OPTIONS["config"], n=4)(BATCH.obs[0], X),
+        "`noise`",
+        "float32[2]",
+        "`noise_shape`",
+    ),
     "config: flow_steps": (lambda: fql.Config(flow_steps=0), "`flow_steps`", "0", "at least 1"),
     "config: alpha": (lambda: fql.Config(alpha=float("nan")), "`alpha`", "nan", "not negative"),
 }
