@@ -101,15 +101,14 @@ def rollout_k(
     def jump(x, t):
         return shortcut_step(velocity, obs, x, t, 1 / k)
 
-    action = noise
-    if not remat and not is_long(k):  # the compiler fuses across jumps
-        for i in range(k):
-            action = jump(action, i / k)
-    else:  # with `remat` jumps must not stand side by side, because the compiler would merge what they repeat
-        once, unroll = (jax.checkpoint(jump), 1) if remat else (jump, 8)
-        times = jnp.arange(1, k, dtype=noise.dtype) / k
-        # After the first jump, each has the same type: the carry may vary over devices where the noise does not.
-        action, _ = jax.lax.scan(lambda x, t: (once(x, t), None), once(noise, 0.0), times, unroll=unroll)
+    # With `remat` jumps must not stand side by side, because the compiler would merge what they repeat.
+    once, unroll = (jax.checkpoint(jump), 1) if remat else (jump, 8)
+    action, before = noise, k if not remat and not is_long(k) else (k - 1) % unroll + 1
+    for i in range(before):  # the compiler fuses across these jumps
+        action = once(action, i / k)
+    if before < k:  # whole groups; after a jump, the carry varies over the devices of `shard_map` as later ones do
+        times = jnp.arange(before, k, dtype=noise.dtype) / k
+        action, _ = jax.lax.scan(lambda x, t: (once(x, t), None), action, times, unroll=unroll)
     return action if bounds is None else jnp.clip(action, *bounds)
 
 
