@@ -1,4 +1,4 @@
-"""Arrays that are drawn without a batch, split over devices as the batch is."""
+"""Arrays that are the same on all devices, split or varying over them as others are."""
 
 from typing import TypeVar
 
@@ -22,3 +22,14 @@ def split_like(array: Array, drawn: T) -> T:
         return drawn
     like = lambda leaf: NamedSharding(sharding.mesh, PartitionSpec(split, *[None] * (jnp.ndim(leaf) - 1)))
     return jax.tree.map(lambda leaf: jax.sharding.reshard(leaf, like(leaf)) if jnp.ndim(leaf) else leaf, drawn)
+
+
+def vary_like(made: Array, tree: T) -> T:
+    """The same arrays, with the type of those that vary over the devices of `jax.shard_map` where `made` does.
+
+    The carry of a scan, and parameters that branches of a switch differentiate, must have it. The compiler removes
+    `made`, of which only the type is used.
+    """
+    made = jax.lax.stop_gradient(jnp.ravel(made)[0])
+    zero = jnp.where(made == made, 0, 0)
+    return jax.tree.map(lambda leaf: leaf + zero.astype(leaf.dtype), tree)

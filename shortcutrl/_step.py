@@ -6,6 +6,7 @@ from jax.core import Tracer
 
 from shortcutrl import _checks
 from shortcutrl._call import encoded, like_x
+from shortcutrl._sharding import vary_like
 from shortcutrl._typed import typed
 from shortcutrl._types import Action, ActionLike, Clip, Integer, Obs, ScalarLike, Velocity
 
@@ -101,12 +102,14 @@ def rollout_k(
     def jump(x, t):
         return shortcut_step(velocity, obs, x, t, 1 / k)
 
-    # With `remat` jumps must not stand side by side, because the compiler would merge what they repeat.
-    once, unroll = (jax.checkpoint(jump), 1) if remat else (jump, 8)
-    action, before = noise, k if not remat and not is_long(k) else (k - 1) % unroll + 1
+    if remat:  # jumps must not stand side by side, because the compiler would merge what they repeat
+        once, unroll, before, action = jax.checkpoint(jump), 1, 0, vary_like(jump(noise, 0.0), noise)
+    else:
+        once, unroll, action = jump, 8, noise
+        before = (k - 1) % unroll + 1 if is_long(k) else k
     for i in range(before):  # the compiler fuses across these jumps
         action = once(action, i / k)
-    if before < k:  # whole groups; after a jump, the carry varies over the devices of `shard_map` as later ones do
+    if before < k:  # after a jump, the carry varies over devices as those of later jumps do
         times = jnp.arange(before, k, dtype=noise.dtype) / k
         action, _ = jax.lax.scan(lambda x, t: (once(x, t), None), action, times, unroll=unroll)
     return action if bounds is None else jnp.clip(action, *bounds)

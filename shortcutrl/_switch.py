@@ -11,6 +11,7 @@ from jax.core import Tracer
 
 from shortcutrl import _checks
 from shortcutrl._contract import fixed
+from shortcutrl._sharding import vary_like
 from shortcutrl._typed import show
 from shortcutrl._types import Integer, Scalar
 
@@ -33,9 +34,7 @@ def at_drawn(
     gradients = [jax.value_and_grad(branch, has_aux=True) for branch in branches]
     index = jnp.sum(jnp.array(allowed) < k)
     # In `shard_map`, parameters must vary over devices as the loss does, so that the branches do not sum gradients.
-    like = jax.lax.stop_gradient(branches[0](fixed(params))[0])
-    zero = jnp.where(like == like, 0, 0)
-    params = jax.tree.map(lambda leaf: leaf + zero.astype(leaf.dtype), params)
+    params = vary_like(branches[0](fixed(params))[0], params)
     (result, terms), grads = jax.lax.stop_gradient(jax.lax.switch(index, gradients, fixed(params)))
     return _with_gradients(params, result, grads), terms
 
