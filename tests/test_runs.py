@@ -191,6 +191,7 @@ def test_arrays_are_committed_to_devices_as_those_of_the_state(folder):
     [
         ({"a": STATE["a"]}, r"`state` has no `state\['b'\]`, but .*20 holds it"),
         (STATE | {"c": jnp.ones(1)}, r"`state\['c'\]` is .*, but .*20 holds no such array"),
+        ((STATE, 0), r"`state\[0\]\['a'\]` is .*, but .*20 holds no such array; the nearest is `state\['a'\]`"),
         (STATE | {"a": jnp.ones(4)}, r"`state\['a'\]` is float64\[4\], but .*20 holds float64\[3\]"),
         (STATE | {"a": jnp.ones(3, jnp.float32)}, r"`state\['a'\]` is float32\[3\], but .*20 holds float64\[3\]"),
         (None, "holds it"),

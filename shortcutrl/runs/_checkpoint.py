@@ -6,6 +6,7 @@ import shutil
 import warnings
 import zipfile
 from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,8 @@ def read(folder: Path, step: int, state: Any) -> Any:
     for name, leaf in like.items():
         saved = arrays.get(name)
         if saved is None or not _alike(saved, leaf):
-            found = "no such array" if saved is None else show(saved)
+            nearest = get_close_matches(name, arrays, n=1, cutoff=0)
+            found = f"no such array; the nearest is `{nearest[0]}`" if saved is None else show(saved)
             raise ValueError(f"`{name}` is {show(_plain(leaf))}, but {path} holds {found}. {_REMEDY}")
     omitted = [name for name, leaf in named_leaves("state", state, is_leaf=lambda x: x is None) if leaf is None]
     within = tuple(name + separator for name in omitted for separator in (".", "["))
