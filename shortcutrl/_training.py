@@ -18,7 +18,7 @@ from shortcutrl._types import Aggregate, Number, Scalar, Transition
 from shortcutrl._value import bellman_target, expectile_loss, td_loss
 
 
-class _Same:
+class _Same(jax.tree_util.GetAttrKey):
     """An entry of a path that adds nothing to it, so that arrays of a carried network keep the names of the user."""
 
     def __str__(self) -> str:
@@ -68,7 +68,7 @@ class _Carried:
 
 jax.tree_util.register_pytree_with_keys(
     _Carried,
-    lambda network: (((_Same(), network._arrays),), network._static),
+    lambda network: (((_Same("_arrays"), network._arrays),), network._static),
     lambda static, children: _Carried(next(iter(children)), static),
 )
 

@@ -544,6 +544,15 @@ def test_an_optimizer_that_needs_more_than_gradients_is_refused(module):
         assert all(kind in str(error.value) for kind in UNSUPPORTED)
 
 
+def test_a_structure_that_does_not_fit_a_state_is_named():
+    """The paths of a state are equal if they look the same, on which JAX relies to explain a mismatch."""
+    module = MODULES["fbrac"]
+    state = module.init(own_networks(module), config=small(module), optimizers=optimizers(module))
+    assert dict(jax.tree.leaves_with_path(state)).keys() == dict(jax.tree.leaves_with_path(state)).keys()
+    with pytest.raises(TypeError, match="carry"):
+        jax.lax.scan(lambda carry, _: ((carry[0], (carry[1],)), None), (state, 0.0), length=2)
+
+
 def test_states_of_own_networks_are_copied_and_pickled():
     module = MODULES["fbrac"]
     options = {"config": small(module), "optimizers": optimizers(module)}
