@@ -5,7 +5,7 @@ import reprlib
 import types
 import typing
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, Literal, TypeVar
 
 import jax
@@ -31,15 +31,16 @@ def typed(function: T) -> T:
         return typing.cast(T, function)
     checked = jaxtyped(function, typechecker=beartype(conf=CONF))
     signature = inspect.signature(function)
+    explain = partial(_explain, function, signature)
 
     @wraps(function)
     def call(*args, **kwargs):
         try:
-            if any(map(_is_suspect, (*args, *kwargs.values()))) and (error := _explain(signature, args, kwargs)):
+            if any(map(_is_suspect, (*args, *kwargs.values()))) and (error := explain(args, kwargs)):
                 raise error
             return checked(*args, **kwargs)
         except TypeCheckError:
-            if (error := _explain(signature, args, kwargs)) is None:
+            if (error := explain(args, kwargs)) is None:
                 raise
         except TypeError:
             try:
@@ -74,8 +75,9 @@ def _fits(value: Any, hint: Any) -> bool:
     return (asked_for or not _is_suspect(value)) and is_bearable(value, hint, conf=CONF)
 
 
-def _explain(signature: inspect.Signature, args, kwargs) -> Exception | None:
+def _explain(function: Callable[..., Any], signature: inspect.Signature, args, kwargs) -> Exception | None:
     """What is wrong with the first argument that is not of its type, or `None` if all are."""
+    made = _class_name(type(args[0])) if function.__name__ == "__init__" else None
     given = {
         name: (signature.parameters[name].annotation, value)
         for name, value in signature.bind(*args, **kwargs).arguments.items()
@@ -86,7 +88,8 @@ def _explain(signature: inspect.Signature, args, kwargs) -> Exception | None:
             if hint is inspect.Parameter.empty or _fits(value, hint):
                 continue
             kind = ValueError if isinstance(value, str) and _literals(hint) else TypeError
-            return kind(f"`{name}` must be {_describe(hint)}, got {show(value)}. {_remedy(name, hint, value, given)}")
+            remedy = _remedy(name, hint, value, given, made)
+            return kind(f"`{name}` must be {_describe(hint)}, got {show(value)}. {remedy}")
     return None
 
 
@@ -174,8 +177,8 @@ def _describe(hint: Any) -> str:
     return " or ".join(words)
 
 
-def _remedy(name: str, hint: Any, value: Any, given: dict[str, Any]) -> str:
-    """What to do about it."""
+def _remedy(name: str, hint: Any, value: Any, given: dict[str, Any], made: str | None) -> str:
+    """What to do about it. `made` is the class that is constructed."""
     array = isinstance(value, jax.Array | np.ndarray)
     if isinstance(value, np.number) and float in _parts(hint):
         return f"Pass `float({name})`."
@@ -188,11 +191,10 @@ def _remedy(name: str, hint: Any, value: Any, given: dict[str, Any]) -> str:
     if array and value.ndim == 0 and not isinstance(value, Tracer) and {int, float} & set(_parts(hint)):
         return f"It is static: pass `{'float' if float in _parts(hint) else 'int'}({name})`."
     if isinstance(value, Tracer) and not _shapes(hint):
-        if "self" in given:
-            kind = _class_name(type(given["self"][1]))
-            return f"It is static: make one `{kind}` for each value, outside of `jit` and `vmap`."
-        partial = f"by `functools.partial(..., {name}=...)`"
-        return f"It is static: bind it outside of `jit` and `vmap`, {partial}, or select a result by `jax.lax.switch`."
+        if made:
+            return f"It is static: make one `{made}` for each value, outside of `jit` and `vmap`."
+        switch = ", or select a result by `jax.lax.switch`" if name == "k" else ""
+        return f"It is static: bind it outside of `jit` and `vmap`, by `functools.partial(..., {name}=...)`{switch}."
     if shapes := [shape for shape in _shapes(hint) if shape != "..."]:
         ranks = {len(shape.split()) for shape in shapes}
         if array and value.ndim > max(ranks):

@@ -47,6 +47,7 @@ from shortcutrl import (
     rollout_k,
     sorl,
 )
+from shortcutrl.runs import Run
 
 mlp = eqx.nn.MLP(5, 2, 4, 1, key=KEY)
 
@@ -77,6 +78,12 @@ KINDS = {
         "`q_weight`",
         "traced",
         "one `sorl.Config` for each value",
+    ),
+    "a step that is traced": (
+        lambda: jax.jit(lambda step: Run.log(None, step, {"td": 1.0}))(1),
+        "`step`",
+        "traced",
+        "functools.partial(..., step=...)`.",
     ),
     "a class for an argument": (lambda: roll(X, k=nn.Value), "`k`", "the class `Value`", "Pass an integer"),
     "k that is traced": (lambda: jax.jit(lambda k: roll(X, k=k))(2), "`k`", "traced", "functools.partial(..., k=...)"),
