@@ -1,4 +1,4 @@
-"""Arrays that are the same on all devices, split or varying over them as others are."""
+"""Give arrays that all devices share the sharding of others, or their type in `jax.shard_map`."""
 
 from typing import TypeVar
 
@@ -27,8 +27,8 @@ def split_like(array: Array, drawn: T) -> T:
 def vary_like(made: Array, tree: T) -> T:
     """The same arrays, with the type of those that vary over the devices of `jax.shard_map` where `made` does.
 
-    The carry of a scan, and parameters that branches of a switch differentiate, must have it. The compiler removes
-    `made`, of which only the type is used.
+    The carry of a scan, and parameters that branches of a switch differentiate, must have it. Only the type
+    of `made` is used: under `jit`, the compiler removes it.
     """
     made = jax.lax.stop_gradient(jnp.ravel(made)[0])
     zero = jnp.where(made == made, 0, 0)

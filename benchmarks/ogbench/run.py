@@ -103,7 +103,7 @@ def agents(args: Args, method: str, names: tuple[str, ...], mine: list[tuple[str
         if row := done.get((label, task, seed)):
             check_same(args, (label, task, seed), settings, row)
     todo = [(task, seed) for task, seed in mine if (label, task, seed) not in done]
-    if todo:  # before any folder is made: an edited file does not continue what is in it
+    if todo:  # before any folder is made, because a folder keeps the checksum of the file
         dataset = load_tasks(names, args.data_episodes)[names[0]].dataset
         check_update(args, module, config, dataset)
         check_actor(args, module, config, dataset, chosen)
