@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pytest
 
 import shortcutrl
 from shortcutrl.evaluate import Evaluation
@@ -31,15 +32,15 @@ ROOT = Path(__file__).parents[1]
 ALGORITHMS = [path.stem for path in sorted((ROOT / "shortcutrl" / "algorithms").glob("[!_]*.py"))]
 
 OWN = {
-    "_step": "step rollout errors",
-    "_path": "draws flow errors",
-    "_flow": "flow draws errors bc",
-    "_value": "value errors",
-    "_improve": "improve errors",
-    "_select": "select errors",
+    "_step": "step rollout error_*",
+    "_path": "draws flow error_*",
+    "_flow": "flow draws error_* bc",
+    "_value": "value error_*",
+    "_improve": "improve error_*",
+    "_select": "select error_*",
     "_diffusion": "diffusion",
     "_consistency": "consistency cac",
-    "_actors": "errors",
+    "_actors": "error_*",
     "_training": "sorl iql algorithms",
     "_switch": "sorl",
     "data/_index": "sample",
@@ -53,8 +54,9 @@ TIMEOUT = 900
 
 EQUIVALENT = {
     ("_step", "steps > (8 if compiling else 128)"): "whether steps are unrolled: the time of compilation",
-    ("_step", "not remat and (not is_long(k))"): "the same",
-    ("_step", "(jump, 8)"): "how many jumps of a scan are unrolled: speed",
+    ("_step", "(jax.checkpoint(jump), 1, 0, vary_like(jump(noise, 0.0), noise))"): "how jumps are grouped: memory",
+    ("_step", "(jump, 8, noise)"): "how many jumps of a scan are unrolled: speed",
+    ("_step", "(k - 1) % unroll + 1 if is_long(k) else k"): "how many jumps stand before the scan: speed",
     ("_diffusion", "is_long(steps)"): "the same",
     ("_diffusion", "unroll=8"): "how many steps of a scan are unrolled: speed",
     ("data/_index", "2 ** 24"): "from which size on rows are visited one by one: memory",
@@ -157,7 +159,8 @@ def tests_of(module: str) -> list[list[str]]:
 
 
 def files(names: str) -> list[str]:
-    return [f"tests/test_{name}.py" for name in names.split()]
+    paths = [path for name in names.split() for path in sorted(ROOT.glob(f"tests/test_{name}.py"))]
+    return [str(path.relative_to(ROOT)) for path in paths]
 
 
 def path_of(root: Path, module: str) -> Path:
@@ -180,10 +183,13 @@ class Copy:
         environment = os.environ | {"PYTHONPATH": str(self.root), "CI": "1"}  # hypothesis draws the same each time
         options = {"cwd": self.root, "env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         try:
-            if not subprocess.run([*command], **options, timeout=TIMEOUT).returncode:
-                return []
+            code = subprocess.run(command, **options, timeout=TIMEOUT).returncode
         except subprocess.TimeoutExpired:
             return tests
+        if code in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED):
+            raise SystemExit(f"There are no such tests: {' '.join(tests)}")
+        if code == pytest.ExitCode.OK:
+            return []
         record = self.cache / "v" / "cache" / "lastfailed"
         return list(json.loads(record.read_text())) if record.exists() else tests
 
