@@ -59,7 +59,7 @@ def file(tmp_path):
 
 
 def test_scores_are_percent_by_method_task_and_seed(table, file):
-    scores = table.read((file,))
+    scores = table.scores_of(table.read((file,)))
     np.testing.assert_array_equal(scores["good"]["a"], [75, 100, 75, 100])
     np.testing.assert_array_equal(scores["poor"]["a"], [0, 25, 0, 25])
     assert "b" not in scores["poor"]
@@ -67,58 +67,85 @@ def test_scores_are_percent_by_method_task_and_seed(table, file):
 
 def test_an_agent_that_was_evaluated_again_counts_once(table, file):
     again = file.with_name("again.jsonl")
-    again.write_text(line("good", "a", 0, [0, 0]) + "\n")
-    assert table.read((file, again))["good"]["a"].tolist() == [0, 100, 75, 100]
+    again.write_text(line("good", "a", 0, [0, 0, 0, 0]) + "\n")
+    assert table.scores_of(table.read((file, again)))["good"]["a"].tolist() == [0, 100, 75, 100]
 
 
 def test_the_interquartile_mean_leaves_out_a_quarter_at_each_end(table):
-    assert table.iqm(np.array([0.0, 10, 20, 30, 40, 50, 60, 1000])) == 35
-    assert table.iqm(np.array([5.0, 5, 5, 5])) == 5
+    assert table.iqm([np.array([0.0, 10, 20, 30]), np.array([40, 50, 60, 1000])]) == 35
+    assert table.iqm([np.array([5.0, 5, 5, 5])]) == 5
 
 
 def test_the_interval_resamples_seeds_within_each_task(table):
     """Two tasks of no variance: resampling within them can only ever give their mean."""
-    assert table.interval([np.zeros(4), np.full(4, 100.0)], np.mean, 200) == (50, 50)
-    low, high = table.interval([np.array([0.0, 100] * 50)], np.mean, 2000)
+    assert table.interval([np.zeros(4), np.full(4, 100.0)], table.mean, 200) == (50, 50)
+    low, high = table.interval([np.array([0.0, 100] * 50)], table.mean, 2000)
     assert low == pytest.approx(50 - 9.8, abs=1.5)  # the normal approximation: 1.96 * 50 / sqrt(100)
     assert high == pytest.approx(50 + 9.8, abs=1.5)
 
 
+@pytest.mark.parametrize("rate", [(1, 4), (5, 5), (20, 5)])
+def test_the_interval_of_four_seeds_contains_the_mean_in_about_four_of_five_cases(table, rate):
+    rng, contained = np.random.default_rng(0), []
+    for _ in range(400):
+        scores = rng.binomial(50, rng.beta(*rate, 4)) / 50
+        low, high = table.interval([scores], table.mean, 400)
+        contained.append(low <= rate[0] / sum(rate) <= high)
+    assert 0.75 < np.mean(contained) < 0.85
+
+
 def test_one_seed_has_no_interval(table):
-    assert np.isnan(table.interval([np.zeros(4), np.ones(1)], np.mean, 10)).all()
-    scores = {"single": {"a": np.array([40.0])}}
-    assert "| single | 40, n=1 | 40, n=1 | 40 |" in table.markdown(scores, table.rows(scores, 10))
+    assert np.isnan(table.interval([np.zeros(4), np.ones(1)], table.mean, 10)).all()
+    assert "| single | 40, n=1 | 40, n=1 | 40 |" in shown(table, {"single": {"a": np.array([40.0])}})
+
+
+def shown(table, scores):
+    return table.markdown(scores, table.rows(scores, 10), 1000, [])
 
 
 def test_halves_are_rounded_up(table):
     """Formats round halves to even: 97.5 and 98.5 would both be shown as 98."""
-    scores = {"x": {"a": np.array([97.5])}, "y": {"a": np.array([98.5])}}
-    text = table.markdown(scores, table.rows(scores, 10))
+    text = shown(table, {"x": {"a": np.array([97.5])}, "y": {"a": np.array([98.5])}})
     assert "| x | 98, n=1 |" in text
     assert "| y | 99, n=1 |" in text
 
 
-def test_the_probability_of_improvement_counts_ties_half(table):
-    x, y = {"a": np.array([1.0, 2.0])}, {"a": np.array([1.0, 0.0])}
-    assert table.probability_of_improvement(x, y) == (0.5 + 1 + 1 + 1) / 4
-    assert table.probability_of_improvement(y, x) == 1 - 3.5 / 4
-    assert np.isnan(table.probability_of_improvement(x, {"b": np.ones(2)}))
+def test_the_probability_of_improvement_counts_ties_half_and_tasks_alike(table):
+    x, y = np.array([1.0, 2.0]), np.array([1.0, 0.0])
+    assert table.improvement([x, y]) == (0.5 + 1 + 1 + 1) / 4
+    assert table.improvement([y, x]) == 1 - 3.5 / 4
+    assert table.improvement([x, np.ones(8), y, np.zeros(8)]) == (3.5 / 4 + 1) / 2
+
+
+def test_the_probability_of_improvement_has_an_interval_and_only_over_shared_tasks(table):
+    """By chance, resampling takes the runs alone that are equal: then it is 0.5."""
+    x, y = np.array([1.0, 2.0]), np.array([1.0, 0.0])
+    text = shown(table, {"x": {"a": x, "b": x}, "y": {"a": y}, "z": {"b": x}})
+    assert "| x |  | 0.88 (" in text
+    assert "| y | 0.12 (0.00 to 0.50) |  | missing |" in text
+    assert table.interval([x, y], table.improvement, 1000) == (0.5, 1)
 
 
 def test_missing_cells_are_shown_as_missing(table, file):
-    scores = table.read((file,))
-    text = table.markdown(scores, table.rows(scores, 100))
+    scores = table.scores_of(table.read((file,)))
+    text = shown(table, scores)
     assert "| poor | 13 (" in text
     assert text.count("missing") == 1  # `poor` on task b; "all" is over the task that both have
+    assert "`all` is over a, which all methods have, with the first 4 seeds of each." in text
     assert {(row["method"], row["task"]) for row in table.rows(scores, 10)} == {
         *(("good", task) for task in ("a", "b", "all")),
         *(("poor", task) for task in ("a", "all")),
     }
 
 
-def test_methods_without_a_shared_task_are_not_compared(table):
-    scores = {"x": {"a": np.ones(2)}, "y": {"b": np.ones(2)}}
-    assert "| x |  | missing |" in table.markdown(scores, table.rows(scores, 10))
+def test_methods_without_a_shared_task_are_not_compared(table, file, monkeypatch, capsys):
+    assert "| x |  | missing |" in shown(table, {"x": {"a": np.ones(2)}, "y": {"b": np.ones(2)}})
+    file.write_text(line("x", "a", 0, [1]) + "\n" + line("y", "b", 0, [1]) + "\n")
+    (file.parent / "table.png").touch()
+    monkeypatch.setattr(sys, "argv", ["table.py", str(file), "--out", str(file.parent)])
+    table.main()
+    assert "No task has all methods, so there is no figure." in capsys.readouterr().out
+    assert not (file.parent / "table.png").exists()
 
 
 def test_a_task_with_more_seeds_does_not_count_more(table):
@@ -128,19 +155,51 @@ def test_a_task_with_more_seeds_does_not_count_more(table):
     assert [(row["mean"], row["iqm"], row["runs"]) for row in both] == [(50, 50, 4)] * 2
 
 
-def test_the_figure_compares_what_the_table_compares(table, monkeypatch, tmp_path):
-    drawn = []
-    monkeypatch.setattr(table, "interval", lambda values, *_: drawn.append(np.concatenate(values).tolist()) or (0, 0))
-    table.draw({"x": {"a": np.zeros(2)}, "y": {"a": np.zeros(2), "b": np.ones(2)}}, [], tmp_path / "table.png")
-    assert drawn == [[0, 0], [0, 0]]
+def test_the_figure_shows_the_numbers_of_the_table(table, monkeypatch, tmp_path):
+    figures = []
+    monkeypatch.setattr(table.plt, "close", figures.append)
+    scores = {"x": {"a": np.array([10.0, 20])}, "y": {"a": np.array([30.0, 50]), "b": np.ones(2)}}
+    rows = table.rows(scores, 100)
+    table.draw(scores, rows, tmp_path / "table.png")
+    left, right = figures[0].axes
+    about = [row for row in rows if row["task"] == "all"]
+    assert [line.get_xdata().tolist() for line in left.lines[::2]] == [
+        [row["iqm_low"], row["iqm_high"]] for row in about
+    ]
+    assert [line.get_xdata().tolist() for line in left.lines[1::2]] == [[row["iqm"]] for row in about]
+    assert [line.get_ydata()[[0, -1]].tolist() for line in right.lines] == [[1, 0], [1, 0]]
+    assert (tmp_path / "table.png").stat().st_size > 5000
 
 
-@pytest.mark.parametrize(("name", "values"), [("config", ({"tau": 0}, {"tau": 1})), ("file", ("ab12", "cd34"))])
+def test_settings_that_methods_do_not_share_are_named(table, file):
+    shared = {"task": "a", "success": [1], "width": 8}
+    agents = [{**shared, "method": "x", "seed": seed, "updates": 5, "sha256": "ab"} for seed in (0, 1)]
+    agents += [{**shared, "method": "y", "seed": 0, "updates": 9, "sha256": "cd"}, {**agents[0], "method": "z"}]
+    file.write_text("\n".join(map(json.dumps, agents)))
+    notes = table.differences(table.read((file,)))
+    assert notes == [
+        "Methods differ in updates: 5 (x, z); 9 (y).",
+        "Methods differ in sha256 on a: ab (x, z); cd (y).",
+    ]
+    assert table.differences(table.read((file,))[:2]) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("config", ({"tau": 0}, {"tau": 1})),
+        ("file", ("ab12", "cd34")),
+        ("success", ([1], [1, 0])),
+    ],
+)
 def test_agents_of_different_settings_are_not_averaged(table, file, name, values):
     shared = {"method": "x", "task": "a", "success": [1]}
     agents = [{**shared, "seed": seed, name: value} for seed, value in enumerate(values)]
     file.write_text("\n".join(json.dumps(agent) for agent in agents))
-    with pytest.raises(ValueError, match=rf"agents\.jsonl:2 has another {name} than other lines of x on a"):
+    with pytest.raises(
+        ValueError,
+        match=rf"agents\.jsonl:2 has another {name.replace('success', 'episodes')} than other lines of x on a",
+    ):
         table.read((file,))
 
 
@@ -149,16 +208,19 @@ def test_the_table_compares_all_settings_that_a_training_records(table, run):
     assert {*run.TRAINING} - {"data_episodes"} <= {*table.SETTINGS}
 
 
-def test_a_line_that_is_none_is_named(table, file):
-    file.write_text(file.read_text() + "{}\n")
-    with pytest.raises(ValueError, match=r"agents\.jsonl:13 is not a line of run\.py"):
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("{}", "KeyError: 'method'"),
+        (line("x", "a", "one", [1]), "ValueError: invalid literal for int.*'one'"),
+        (line("x", "a", 0, []), r"ValueError: `success` must have a 0 or 1 for each episode, got \[\]"),
+        (line("x", "a", 0, [1, 7]), r"ValueError: `success` must have a 0 or 1 for each episode, got \[1, 7\]"),
+    ],
+)
+def test_a_line_that_is_none_is_named(table, file, text, why):
+    file.write_text(file.read_text() + text + "\n")
+    with pytest.raises(ValueError, match=rf"agents\.jsonl:13 is not a line of run\.py \({why}"):
         table.read((file,))
-
-
-def test_the_figure_is_drawn(table, file, tmp_path):
-    scores = table.read((file,))
-    table.draw(scores, table.rows(scores, 10), tmp_path / "table.png")
-    assert (tmp_path / "table.png").stat().st_size > 5000
 
 
 # ------------------------------------------------------------------------- the agents that it is made of

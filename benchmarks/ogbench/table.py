@@ -10,7 +10,6 @@ import csv
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,8 +17,8 @@ from typing import Annotated, Any
 import matplotlib
 import numpy as np
 import tyro
+from bootstrap import improvement, interval, iqm, mean
 from published import RESULTS
-from scipy.stats import trim_mean
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -29,9 +28,12 @@ Scores = dict[str, dict[str, np.ndarray]]
 
 SETTINGS = (
     *("config", "act", "updates", "batch_size", "width", "depth", "n_step", "chunk", "learning_rate"),
-    *("file", "sha256"),
+    *("file", "sha256", "episodes"),
 )
-"""What all agents of a method on a task must share; the last is that of the dataset."""
+"""What all agents of a method on a task must share. `sha256` is that of the dataset; the episodes are of evaluation."""
+
+COMPARED = ("updates", "batch_size", "width", "depth", "n_step", "learning_rate", "sha256", "episodes")
+"""What methods share in a fair comparison."""
 
 
 @dataclass(frozen=True)
@@ -41,65 +43,62 @@ class Args:
     resamples: int = 2000  # of the bootstrap
 
 
-def read(files: tuple[Path, ...]) -> Scores:
-    """The last line of each agent, by method (with its changed settings), task and seed."""
-    agents: dict[tuple[str, str, int], tuple[float, str, dict[str, Any]]] = {}  # with the line and its place
+def read(files: tuple[Path, ...]) -> list[dict[str, Any]]:
+    """The last line of each agent, sorted by method (with its changed settings), task and seed."""
+    agents: dict[tuple[str, str, int], tuple[str, dict[str, Any]]] = {}  # with the place of the line
     for file in files:
         for number, line in enumerate(file.read_text().splitlines(), 1):
             try:
                 row = json.loads(line)
-                score = 100 * float(np.mean(row["success"]))
-                agents[row["method"], row["task"], row["seed"]] = score, f"{file}:{number}", row
+                key = str(row["method"]), str(row["task"]), int(row["seed"])
+                row["episodes"] = len(row["success"])
+                if not row["success"] or any(value not in (0, 1) for value in row["success"]):
+                    raise ValueError(f"`success` must have a 0 or 1 for each episode, got {row['success']}")
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
                     f"{file}:{number} is not a line of run.py ({type(error).__name__}: {error})."
                 ) from error
+            agents[key] = f"{file}:{number}", row
+    if not agents:
+        raise ValueError(f"no finished agent in {', '.join(map(str, files))}: run run.py first.")
     shared: dict[tuple[str, str, str], Any] = {}  # by method, task and setting
-    for (method, task, _), (_, place, row) in agents.items():
+    for (method, task, _), (place, row) in agents.items():
         for name in SETTINGS:
             if name in row and row[name] != shared.setdefault((method, task, name), row[name]):
                 raise ValueError(
                     f"{place} has another {name} than other lines of {method} on {task}. Run it with another --label, "
                     "or give the files to different tables."
                 )
-    scores: Scores = defaultdict(dict)
-    for method, task, _ in agents:
-        values = [agents[key][0] for key in sorted(agents) if key[:2] == (method, task)]
-        scores[method][task] = np.array(values)
-    if not scores:
-        raise ValueError(f"no finished agent in {', '.join(map(str, files))}: run run.py first.")
-    return dict(scores)
+    return [agents[key][1] for key in sorted(agents)]
 
 
-def iqm(scores: np.ndarray) -> float:
-    """The mean of the middle half: robust against outliers, and efficient with few runs."""
-    return float(trim_mean(np.ravel(scores), 0.25))
+def scores_of(agents: list[dict[str, Any]]) -> Scores:
+    values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in agents:
+        values[row["method"]][row["task"]].append(100 * float(np.mean(row["success"])))
+    return {method: {task: np.array(each) for task, each in by_task.items()} for method, by_task in values.items()}
 
 
-def interval(
-    tasks: list[np.ndarray], statistic: Callable[[np.ndarray], float], resamples: int, confidence: float = 0.95
-) -> tuple[float, float]:
-    """The percentile bootstrap of a statistic of all runs, which resamples the seeds within each task.
-
-    NaN if a task has only one seed, because resampling it does not vary.
-    """
-    if min(map(len, tasks)) < 2:
-        return float("nan"), float("nan")
-    rng = np.random.default_rng(0)
-    draws = [statistic(np.concatenate([rng.choice(task, len(task)) for task in tasks])) for _ in range(resamples)]
-    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
-
-
-def probability_of_improvement(x: dict[str, np.ndarray], y: dict[str, np.ndarray]) -> float:
-    """How likely a run of x succeeds more often than a run of y on the same task; ties count half. NaN without one."""
-    shared = [np.sign(x[task][:, None] - y[task][None]) for task in x if task in y]
-    return float(np.mean([(1 + sign).mean() / 2 for sign in shared])) if shared else float("nan")
+def differences(agents: list[dict[str, Any]]) -> list[str]:
+    """A sentence for each setting that methods do not share, although none of them defines it."""
+    found: dict[tuple[str, str], dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for row in agents:
+        for name in COMPARED:
+            if name in row:
+                found["on " + row["task"] if name == "sha256" else "", name][str(row[name])].add(row["method"])
+    return [
+        " ".join(filter(None, ["Methods differ in", name, where]))
+        + ": "
+        + "; ".join(f"{value} ({', '.join(sorted(methods))})" for value, methods in values.items())
+        + "."
+        for (where, name), values in found.items()
+        if len(values) > 1
+    ]
 
 
 def over_all(scores: Scores) -> dict[str, list[np.ndarray]]:
     """What compares methods: the tasks that every method has, with equally many seeds of each. Empty without a task."""
-    tasks = [task for task in tasks_of(scores) if all(task in scores[method] for method in scores)]
+    tasks = common_tasks(scores)
     least = {method: min((len(by_task[task]) for task in tasks), default=0) for method, by_task in scores.items()}
     return {method: [scores[method][task][: least[method]] for task in tasks] for method in scores} if tasks else {}
 
@@ -112,12 +111,12 @@ def rows(scores: Scores, resamples: int) -> list[dict[str, Any]]:
         if method in compared:
             groups["all"] = compared[method]
         for task, values in groups.items():
-            low, high = interval(values, np.mean, resamples)
+            low, high = interval(values, mean, resamples)
             middle_low, middle_high = interval(values, iqm, resamples)
             table.append(
                 {"method": method, "task": task, "runs": sum(map(len, values))}
-                | {"mean": float(np.mean(np.concatenate(values))), "low": low, "high": high}
-                | {"iqm": iqm(np.concatenate(values)), "iqm_low": middle_low, "iqm_high": middle_high}
+                | {"mean": float(mean(values)), "low": low, "high": high}
+                | {"iqm": float(iqm(values)), "iqm_low": middle_low, "iqm_high": middle_high}
                 | {"published": published(method, task)}
             )
     return table
@@ -132,36 +131,41 @@ def tasks_of(scores: Scores) -> list[str]:
     return sorted({task for by_task in scores.values() for task in by_task})
 
 
-def markdown(scores: Scores, table: list[dict[str, Any]]) -> str:
+def common_tasks(scores: Scores) -> list[str]:
+    return [task for task in tasks_of(scores) if all(task in by_task for by_task in scores.values())]
+
+
+def markdown(scores: Scores, table: list[dict[str, Any]], resamples: int, notes: list[str]) -> str:
     """Methods as rows, tasks as columns; a missing cell is shown as missing."""
     cells = {(row["method"], row["task"]): row for row in table}
-    columns = [*tasks_of(scores), *(["all"] if any(task == "all" for _, task in cells) else [])]
+    tasks, compared = tasks_of(scores), over_all(scores)
+    columns = [*tasks, *(["all"] if compared else [])]
     lines = ["| method | " + " | ".join(columns) + " | IQM, all |", "|---" * (len(columns) + 2) + "|"]
     for method in scores:
         shown = [_cell(cells.get((method, task))) for task in columns]
         both = cells.get((method, "all"))
         middle = _estimate(both["iqm"], both["iqm_low"], both["iqm_high"]) if both else "missing"
         lines.append(f"| {method} | " + " | ".join(shown) + f" | {middle} |")
-    better = [
-        f"| {x} | "
-        + " | ".join("" if x == y else _probability(probability_of_improvement(scores[x], scores[y])) for y in scores)
-        + " |"
-        for x in scores
-    ]
-    names = " | ".join(scores)
+    better = [f"| {x} | " + " | ".join(_improvement(scores[x], scores[y], resamples) for y in scores) for x in scores]
+    seeds = sorted({len(by_task[0]) for by_task in compared.values()})
+    if compared:
+        text = f"`all` is over {', '.join(common_tasks(scores))}, which all methods have, with the first "
+        notes = [f"{text}{' or '.join(map(str, seeds))} seeds of each.", *notes]
     return "\n".join(
         [
-            "Mean success in percent (95% bootstrap interval over seeds, too narrow for few seeds), n runs; in square",
-            "brackets the published mean of the environment's five tasks after a million updates. Higher is better.",
+            "Mean success in percent (95% bootstrap interval over seeds), n runs; in square brackets the published",
+            "mean of the environment's five tasks after a million updates. Higher is better. With four seeds, such an",
+            "interval contains the mean of many seeds in about 80% of cases instead of 95%.",
+            *notes,
             "",
             *lines,
             "",
-            "Probability that a run of the row's method succeeds more often than one of the column's. Above 0.5 the",
-            "row is better.",
+            "Probability that a run of the row's method succeeds more often than one of the column's (95% interval),",
+            "over the tasks that both have; ties count half. Above 0.5 the row is better.",
             "",
-            f"| | {names} |",
+            f"| | {' | '.join(scores)} |",
             "|---" * (len(scores) + 1) + "|",
-            *better,
+            *[f"{line} |" for line in better],
             "",
         ]
     )
@@ -174,8 +178,14 @@ def _cell(row: dict[str, Any] | None) -> str:
     return f"{_estimate(row['mean'], row['low'], row['high'])}, n={row['runs']}{known}"
 
 
-def _probability(value: float) -> str:
-    return "missing" if np.isnan(value) else f"{value:.2f}"
+def _improvement(x: dict[str, np.ndarray], y: dict[str, np.ndarray], resamples: int) -> str:
+    if x is y:
+        return ""
+    if not (shared := [task for task in x if task in y]):
+        return "missing"
+    tasks = [method[task] for method in (x, y) for task in shared]
+    low, high = interval(tasks, improvement, resamples)
+    return f"{improvement(tasks):.2f}" + ("" if np.isnan(low) else f" ({low:.2f} to {high:.2f})")
 
 
 def _estimate(value: float, low: float, high: float) -> str:
@@ -184,22 +194,19 @@ def _estimate(value: float, low: float, high: float) -> str:
 
 
 def draw(scores: Scores, table: list[dict[str, Any]], path: Path) -> None:
-    """The interquartile means with intervals, and the share of runs above each success: the performance profile.
-
-    Over the tasks that every method has; without one, over each method's own.
-    """
-    compared = over_all(scores) or {method: list(by_task.values()) for method, by_task in scores.items()}
+    """The interquartile means with intervals, and the share of runs above each success: the performance profile."""
+    compared, about = over_all(scores), {row["method"]: row for row in table if row["task"] == "all"}
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 0.35 * len(scores) + 2), layout="constrained")
-    methods = sorted(compared, key=lambda method: iqm(np.concatenate(compared[method])))
+    methods = sorted(compared, key=lambda method: about[method]["iqm"])
+    levels = np.linspace(0, max(np.concatenate(each).max() for each in compared.values()), 200)
     for height, method in enumerate(methods):
-        values = compared[method]
-        low, high = interval(values, iqm, 500)
-        left.plot([low, high], [height, height], linewidth=6, alpha=0.5, solid_capstyle="butt")
-        left.plot(iqm(np.concatenate(values)), height, "o", color="black", markersize=4)
-        levels = np.linspace(0, 100, 101)
-        right.plot(levels, [(np.concatenate(values) > level).mean() for level in levels], label=method)
+        row, runs = about[method], np.concatenate(compared[method])
+        left.plot([row["iqm_low"], row["iqm_high"]], [height] * 2, linewidth=6, alpha=0.5, solid_capstyle="butt")
+        left.plot(row["iqm"], height, "o", color="black", markersize=4)
+        right.plot(levels, [(runs > level).mean() for level in levels], label=method)
     left.set_yticks(range(len(methods)), methods)
-    left.set(xlabel="interquartile mean of success (%)", xlim=(0, 100))
+    left.set(xlabel="interquartile mean of success (%)")
+    left.set_xlim(left=0)
     right.set(xlabel="success (%)", ylabel="share of runs above it", ylim=(0, 1))
     right.legend(fontsize="small", ncols=2)
     figure.savefig(path, dpi=150)
@@ -209,18 +216,24 @@ def draw(scores: Scores, table: list[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
     try:
-        scores = read(args.files)
+        agents = read(args.files)
     except (ValueError, OSError) as error:
         sys.exit(f"table.py: {error}")
+    scores = scores_of(agents)
     table = rows(scores, args.resamples)
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "table.md").write_text(text := markdown(scores, table))
+    text = markdown(scores, table, args.resamples, differences(agents))
+    (args.out / "table.md").write_text(text)
     with (args.out / "table.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, table[0])
         writer.writeheader()
         writer.writerows(table)
-    draw(scores, table, args.out / "table.png")
     print(text)
+    (args.out / "table.png").unlink(missing_ok=True)
+    if over_all(scores):
+        draw(scores, table, args.out / "table.png")
+    else:
+        print("No task has all methods, so there is no figure.")
 
 
 if __name__ == "__main__":
