@@ -544,6 +544,18 @@ def test_the_interval_of_equal_returns_is_a_point():
     assert evaluation(0, 3, np.full(3, 2.0)).return_interval() == (2.0, 2.0)
 
 
+def test_one_return_has_no_interval():
+    assert np.isnan(evaluation(0, 1, np.ones(1)).return_interval()).all()
+
+
+@pytest.mark.parametrize("success", [[2, 0], [0.5, 1], [np.nan, 1]])
+def test_success_is_0_or_1(success):
+    result = evaluation(1, 2)._replace(success=np.array(success))
+    for use in (lambda: result.success_rate, result.success_interval):
+        with pytest.raises(ValueError, match="`success` must be 0 or 1 for each episode, got "):
+            use()
+
+
 def test_an_interval_is_of_95_percent_by_default():
     result = evaluation(3, 6, np.array([1.0, 2.0, 2.0, 1.0, 0.0, 8.0]))
     assert result.success_interval() == result.success_interval(0.95) != result.success_interval(0.9)

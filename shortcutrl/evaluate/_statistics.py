@@ -27,7 +27,10 @@ class Evaluation(NamedTuple):
     @property
     def success_rate(self) -> float:
         """The share of episodes that succeeded, in [0, 1]."""
-        return float(_vector("success", self.success).mean())
+        success = _vector("success", self.success)
+        if not ((success == 0) | (success == 1)).all():
+            raise ValueError(f"`success` must be 0 or 1 for each episode, got {show(self.success)}.")
+        return float(success.mean())
 
     @typed
     def success_interval(self, confidence: Number = 0.95) -> tuple[float, float]:
@@ -41,12 +44,14 @@ class Evaluation(NamedTuple):
 
     @typed
     def return_interval(self, confidence: Number = 0.95) -> tuple[float, float]:
-        """The percentile bootstrap interval for the mean return; `confidence` is in (0, 1).
+        """The percentile bootstrap interval for the mean return; `confidence` is in (0, 1). NaN with one episode.
 
         The resamples have a fixed seed, so the same returns have the same interval.
         """
         confidence = _as_confidence(confidence)
         returns, rng = _vector("episode_return", self.episode_return), np.random.default_rng(0)
+        if len(returns) == 1:
+            return float("nan"), float("nan")
         means = [returns[rng.integers(0, len(returns), len(returns))].mean() for _ in range(RESAMPLES)]
         low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
         return float(low), float(high)
