@@ -187,7 +187,8 @@ def test_test_time_scaling(home, tmp_path):
         rows += [{"k": 1, "n": 1, "episodes": 1, "success": [False], "milliseconds": 9}]  # less than the other
         rows += [{"k": 8, "n": 1, "episodes": 1, "success": [False]}]  # of sorl.py, without a time
         (folder / "table.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    finish(start(home, "test_time_scaling.py", *sorted(tmp_path.glob("M2*")), "--out", tmp_path / "out"))
+    said = finish(start(home, "test_time_scaling.py", *sorted(tmp_path.glob("M2*")), "--out", tmp_path / "out"))
+    assert "max_jumps = 2, best of 2, k = 4: 0.75 (0.00 to 1.00), 8.00 ms" in said
     assert is_picture(tmp_path / "out" / "test_time_scaling.png")
     with (tmp_path / "out" / "test_time_scaling.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -268,6 +269,20 @@ def test_a_folder_without_a_run_is_named(script, home, tmp_path):
 
 
 # ------------------------------------------------------------------- many agents
+
+
+def test_intervals_are_over_seeds(monkeypatch):
+    """For 0.5, 0.7 and 0.6, the t distribution of two degrees of freedom gives 4.303 * 0.1 / sqrt(3)."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    many_seeds, scaling = map(importlib.import_module, ("many_seeds", "test_time_scaling"))
+    assert many_seeds.mean_of_seeds(np.array([0.5, 0.7, 0.6])) == "0.60 (0.35 to 0.85)"
+    assert many_seeds.mean_of_seeds(np.array([1.0, 0.9])) == "0.95 (0.31 to 1.00)"
+    assert many_seeds.mean_of_seeds(np.array([0.5])) == "0.50"
+    cell = {"n": 1, "max_jumps": 2, "k": 4, "episodes": 10}
+    rows = [cell | {"successes": count, "milliseconds": count} for count in (5, 7, 6)]
+    half = 4.302653 * 0.1 / np.sqrt(3)
+    np.testing.assert_allclose(scaling.over_seeds(rows)[1, 2, 4], (0.6, 0.6 - half, 0.6 + half, 6), rtol=1e-6)
+    assert np.isnan(scaling.over_seeds(rows[:1])[1, 2, 4][1:3]).all()
 
 
 @pytest.mark.slow
