@@ -20,6 +20,9 @@ SMALLEST_LEVEL, LARGEST_LEVEL = 0.002, 80.0
 RHO = 7.0
 """How much denser the small noise levels lie than the large ones."""
 
+LOW, HIGH = SMALLEST_LEVEL ** (1 / RHO), LARGEST_LEVEL ** (1 / RHO)
+"""The ends of the scale on which the noise levels are equally dense."""
+
 DATA_STD = 0.5
 """The standard deviation of actions that the scaling of a consistency model supposes."""
 
@@ -58,9 +61,9 @@ def noise_level(position: ScalarLike) -> Scalar:
     Source: equation 5 of EDM ([arXiv 2206.00364](https://arxiv.org/abs/2206.00364)).
     """
     _checks.check_range("position", position, 0, 1)
-    u = jnp.asarray(position, jnp.result_type(position, 1.0))
-    low, high = SMALLEST_LEVEL ** (1 / RHO), LARGEST_LEVEL ** (1 / RHO)
-    return (low + u * (high - low)) ** RHO
+    dtype = jnp.result_type(position, 1.0)
+    u = jnp.asarray(position, jnp.promote_types(dtype, jnp.float32))  # the power magnifies rounding
+    return jnp.clip((LOW + u * (HIGH - LOW)) ** RHO, SMALLEST_LEVEL, LARGEST_LEVEL).astype(dtype)
 
 
 @typed
@@ -98,8 +101,7 @@ def consistency_function(network: Callable[..., Array], obs: Obs, x: ActionLike,
     """
     (x,) = _checks.as_same_dtype(x=x)
     level = _as_level("level", level, x.dtype)
-    low, high = SMALLEST_LEVEL ** (1 / RHO), LARGEST_LEVEL ** (1 / RHO)
-    position = jnp.clip((level ** (1 / RHO) - low) / (high - low), 0, 1)  # rounding may leave the interval
+    position = jnp.clip((level ** (1 / RHO) - LOW) / (HIGH - LOW), 0, 1)  # rounding may leave the interval
     above, spread = level - SMALLEST_LEVEL, jnp.sqrt(level**2 + DATA_STD**2)
     output = like_x("network", network, obs, x / spread, position)
     return DATA_STD**2 / (above**2 + DATA_STD**2) * x + DATA_STD * above / spread * output
@@ -215,7 +217,7 @@ def consistency_sample(
 
 def _as_level(name: str, value: Any, dtype: Any) -> Scalar:
     """A noise level in `dtype`, of which the smallest and the largest may have been rounded."""
-    if not _checks.is_numeric(value) or jnp.shape(value) != ():
+    if not _checks.is_number(value):
         raise TypeError(f"`{name}` must be numbers, got {show(value)}.")
     if not isinstance(value, Tracer) and not 0.99 * SMALLEST_LEVEL <= float(value) <= 1.01 * LARGEST_LEVEL:
         raise ValueError(f"`{name}` must be in [{SMALLEST_LEVEL}, {LARGEST_LEVEL:g}], got {show(value)}.")

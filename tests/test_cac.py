@@ -330,6 +330,22 @@ def test_the_draws_are_standard_normal_and_uniform():
     assert_unrelated(draws.level, *(column for each in noise for column in each.T))
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_neighbouring_noise_levels_differ_for_actions_of_16_bits(dtype):
+    """Of 149 pairs, five are equal in bfloat16."""
+    batch = random_batch(np.random.default_rng(0))
+    batch = jax.tree.map(lambda leaf: jnp.repeat(jnp.asarray(leaf, dtype), 100, axis=0), batch)
+    config = cac.Config()
+    networks = cac.networks(batch, width=8, depth=1, policy_width=8, key=jax.random.key(0))
+    state = cac.init(networks, config=config, optimizers=cac.OPTIMIZERS)
+    state = state._replace(updates=jnp.array(config.schedule_updates, jnp.int32))  # the most levels
+    loss, (*terms, levels) = cac.policy_loss(
+        state.policy, state, batch, cac.draw(jax.random.key(1), batch, config=config), config=config
+    )
+    assert levels == config.num_levels
+    assert np.isfinite([loss, *terms]).all()
+
+
 # ------------------------------------------------------------------- on the ring of five modes
 
 

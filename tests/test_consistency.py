@@ -42,6 +42,18 @@ def test_the_ends_of_the_noise_levels():
     np.testing.assert_allclose(jax.vmap(noise_level)(np.array([0.0, 1.0])), [0.002, 80.0], rtol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_the_noise_levels_stay_in_their_range(dtype):
+    """Rounding the position would be magnified by the power: 81.5 in bfloat16."""
+    levels = jax.vmap(noise_level)(jnp.linspace(0, 1, 200).astype(dtype))
+    assert levels.dtype == dtype
+    assert (jnp.diff(levels) >= 0).all()
+    assert levels[0] == jnp.asarray(0.002, dtype)
+    assert levels[-1] == pytest.approx(80, rel=1e-6)
+    assert levels[-1] <= 80
+    consistency_function(lambda obs, x, u: x, None, jnp.ones(2, dtype), levels[-1])
+
+
 # ------------------------------------------------------------------------------------- consistency functions
 
 levels = st.floats(0.002, 80)

@@ -219,7 +219,8 @@ def draw(key: PRNGKeyArray, batch: Transition, *, config: Config) -> Draws:
     td_shape = size, int(config.backup_candidates), *q_shape[1:]
     td_noise, q_noise = jax.random.normal(td_key, td_shape, dtype), jax.random.normal(q_key, q_shape, dtype)
     noise = jax.random.normal(noise_key, (size, action), dtype)
-    return Draws(td_noise, q_noise, noise, jax.random.uniform(level_key, (size,), dtype))
+    wide = jnp.promote_types(dtype, jnp.float32)  # narrower floats do not separate neighbouring levels
+    return Draws(td_noise, q_noise, noise, jax.random.uniform(level_key, (size,), wide))
 
 
 def _actor(policy: Any, config: Config) -> Actor:
