@@ -240,7 +240,10 @@ BAD_KINDS = {
         r"`observations\['camera'\]` is a masked array",
     ),
     "a list": (fields(rewards=[1.0, 2.0]), r"`rewards` must be an array, got \[1.0, 2.0\]. Convert it by `np.asarray"),
-    "lists of lists": (fields(observations=[[0.0]] * 4), r"`observations\[0\]\[0\]` must be an array, got 0.0"),
+    "lists of lists": (
+        fields(observations=[[0.0]] * 4),
+        r"`observations` must be an array, got .*\[0.0\]\]. Convert it by `np.asarray",
+    ),
     "a word": (fields(actions="actions"), "`actions` must be an array, got 'actions'"),
     "a date": (
         fields(rewards=datetime.date(2020, 1, 1)),
@@ -442,6 +445,16 @@ def test_scaling_works_inside_transformations_and_in_other_processes():
     unit = jnp.float32([[0.5, 0.5], [1, 1]])
     assert jax.jit(jax.vmap(scale.from_unit))(unit).tolist() == [[0.5, 1], [1, 2]]
     assert jax.jacobian(scale.from_unit)(unit[0]).tolist() == [[1, 0], [0, 2]]
+
+
+def test_the_ends_map_to_the_ends_under_jit():
+    """Where XLA would multiply by the rounded reciprocal of a constant width."""
+    low, high = np.sort(np.random.default_rng(0).normal(size=(2, 50)).astype(np.float32), axis=0)
+    scale = data.ActionScale(low, high)
+    ends, unit = jnp.stack([low, high]), jnp.float32([[-1] * 50, [1] * 50])
+    for transform in (jax.jit, lambda function: jax.jit(jax.vmap(function))):
+        np.testing.assert_array_equal(transform(scale.to_unit)(ends), unit)
+        np.testing.assert_array_equal(transform(scale.from_unit)(unit), ends)
 
 
 def test_bounds_may_be_lists_as_in_the_settings_of_a_run(tmp_path):

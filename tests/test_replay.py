@@ -170,11 +170,37 @@ def test_values_that_the_buffer_cannot_hold_are_refused_outside_of_jit(obs, mess
 
 
 @pytest.mark.parametrize(
-    "bad", [{"action": np.full(2, np.nan)}, {"reward": np.float32("nan")}, {"reward": float("inf")}]
+    "bad",
+    [
+        {"action": np.full(2, np.nan)},
+        {"reward": np.float32("nan")},
+        {"reward": float("inf")},
+        {"reward": jnp.float32("nan")},
+    ],
 )
 def test_an_action_and_a_reward_must_be_finite(bad):
     replay = data.empty_replay(example(), capacity=3)
     obs = np.zeros(1, np.float32)
     step = {"obs": obs, "action": np.zeros(2), "reward": 0.0, "next_obs": obs, "terminated": False, "truncated": False}
-    with pytest.raises(ValueError, match="is not finite"):
+    with pytest.raises(ValueError, match=r"^`(action\[0\]|reward)` = .* is not finite"):
         data.add_step(replay, **step | bad)
+    jax.jit(data.add_step)(replay, **step | bad)
+
+
+@pytest.mark.parametrize("value", [np.float32(1e6), np.int32(70_000)])
+@pytest.mark.parametrize("name", ["obs", "next_obs"])
+def test_what_a_narrow_buffer_cannot_hold_is_refused(name, value):
+    column = np.zeros((3, 1))
+    offline = data.from_arrays(
+        observations=column.astype(np.float16), actions=column, rewards=column[:, 0], terminals=column[:, 0]
+    )
+    step = {"obs": column[0], "next_obs": column[0], name: value[None]}
+    with pytest.raises(ValueError, match=rf"`{name}\[0\]` = .* is not finite in float16"):
+        data.add_step(
+            data.empty_replay(offline, capacity=3),
+            action=column[0],
+            reward=0.0,
+            terminated=False,
+            truncated=False,
+            **step,
+        )

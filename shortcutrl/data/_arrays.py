@@ -37,14 +37,14 @@ def as_float32(name: str, value: Any, *, rank: int) -> np.ndarray:
         raise ValueError(f"`{name}` must have shape {shape}, got {values.shape}. Use `{name}.{remedy}`.")
     if 0 in values.shape[1:]:
         raise ValueError(f"`{name}` must have at least one column, got {values.shape}.")
-    return _finite(name, values, np.float32)
+    return as_finite(name, values, np.float32)
 
 
 def as_stored(name: str, value: Any) -> np.ndarray:
     """A finite array in the dtype that it is stored in: its own, or the next narrower that JAX has."""
     values = as_host_array(name, value)
     if jnp.issubdtype(values.dtype, jnp.floating):
-        return _finite(name, values, np.float32 if values.dtype.itemsize > 4 else values.dtype)
+        return as_finite(name, values, np.float32 if values.dtype.itemsize > 4 else values.dtype)
     dtype = jax.dtypes.canonicalize_dtype(values.dtype)
     if dtype != values.dtype:
         limits = np.iinfo(dtype)
@@ -81,6 +81,8 @@ def check_leaves(name: str, tree: Any) -> None:
     if not leaves:
         raise TypeError(f"`{name}` holds no array, got {show(tree)}. Pass an array or a pytree of arrays.")
     for path, leaf in leaves:
+        if isinstance(tree, list | tuple) and isinstance(leaf, int | float):  # not meant as a pytree
+            check_array(name, tree)
         check_array(path, leaf)
 
 
@@ -112,11 +114,12 @@ def refuse(name: str, values: np.ndarray, bad: np.ndarray, why: str, remedy: str
     """Raise for the first value that is `bad`."""
     if bad.any():
         index = np.unravel_index(np.argmax(bad), bad.shape)
-        where = ", ".join(map(str, map(int, index)))
-        raise ValueError(f"`{name}[{where}]` = {values[index]} {why} ({bad.sum()} such values of {bad.size}).{remedy}")
+        where = f"[{', '.join(map(str, map(int, index)))}]" if index else ""
+        raise ValueError(f"`{name}{where}` = {values[index]} {why} ({bad.sum()} such values of {bad.size}).{remedy}")
 
 
-def _finite(name: str, values: np.ndarray, dtype: Any) -> np.ndarray:
+def as_finite(name: str, values: np.ndarray, dtype: Any) -> np.ndarray:
+    """An array in `dtype`, in which all values must be finite."""
     with np.errstate(over="ignore"):  # what overflows is infinite
         converted = values.astype(dtype, copy=False)
     refuse(name, values, ~np.isfinite(converted), f"is not finite in {np.dtype(dtype)}; repair or drop its episode")

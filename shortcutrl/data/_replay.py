@@ -5,12 +5,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Int, Shaped
 
 from shortcutrl._checks import as_scalar, as_size, check_numbers, named_leaves
 from shortcutrl._typed import show, typed
 from shortcutrl._types import ActionLike, Integer, Number, Obs
-from shortcutrl.data._arrays import as_stored, check_leaves
+from shortcutrl.data._arrays import as_finite, as_host_array, as_stored, check_leaves
 from shortcutrl.data._dataset import Dataset
 
 
@@ -122,8 +123,8 @@ def add_step(
     _check_like("obs", obs, dataset.obs)
     _check_like("next_obs", next_obs, dataset.obs)
     _check_like("action", action, dataset.action)
-    if not isinstance(reward, jax.Array):
-        as_stored("reward", np.asarray(reward))
+    if not isinstance(reward, Tracer):
+        as_finite("reward", as_host_array("reward", np.asarray(reward)), dataset.reward.dtype)
     put = lambda field, row, value: field.at[row].set(jnp.asarray(value).astype(field.dtype))
     observations = jax.tree.map(
         lambda field, before, then: put(put(field, row, before), after, then), dataset.obs, obs, next_obs
@@ -146,7 +147,8 @@ def _check_like(name: str, value: Any, field: Any) -> None:
     if shapes[0] != shapes[1] or jax.tree.structure(value) != jax.tree.structure(field):
         raise ValueError(f"`{name}` must have shape {shapes[1]}, as in the buffer, got {shapes[0]}.")
     for (path, leaf), like in zip(named_leaves(name, value), jax.tree.leaves(field), strict=True):
+        floating = jnp.issubdtype(like.dtype, jnp.floating)
         if isinstance(leaf, np.ndarray | np.generic):
-            leaf = as_stored(path, np.asarray(leaf))
-        if not jnp.issubdtype(like.dtype, jnp.floating) and not np.can_cast(jnp.result_type(leaf), like.dtype):
+            leaf = as_finite(path, np.asarray(leaf), like.dtype) if floating else as_stored(path, np.asarray(leaf))
+        if not floating and not np.can_cast(jnp.result_type(leaf), like.dtype):
             raise ValueError(f"`{path}` must be {like.dtype}, as in the buffer, got {show(leaf)}. Convert it.")

@@ -67,7 +67,7 @@ class ActionScale:
 
         **Raises:** `TypeError` or `ValueError` for an `action` that is not of numbers, finite, or of the bounds' size.
         """
-        return self._map(action, lambda a, low, high: 2 * ((a - low) / (high - low)) - 1)
+        return self._map(action, _to_unit)
 
     @typed
     def from_unit(self, action: Shaped[Array | np.ndarray, "..."]) -> Array | np.ndarray:
@@ -100,6 +100,13 @@ class ActionScale:
         dtype = np.float64 if action.dtype == np.float64 else np.float32
         wide = (np.asarray(each, np.float64) for each in (action, self.low, self.high))  # or rounding passes an end
         return np.asarray(formula(*wide), dtype)
+
+
+def _to_unit(action: Any, low: Any, high: Any) -> Any:
+    """From the nearer end, which is therefore exact: XLA may multiply by a rounded reciprocal instead of dividing."""
+    above, below = 2 * ((action - low) / (high - low)), 2 * ((high - action) / (high - low))
+    where = jnp.where if isinstance(action, jax.Array) else np.where
+    return where(above < below, above - 1, 1 - below)
 
 
 def as_bounds(name: str, low: Any, high: Any) -> tuple[np.ndarray, np.ndarray]:
