@@ -255,6 +255,11 @@ def test_a_chunk_may_reach_a_terminal_state(goes_on):
         assert mask == (0.25 if row < 2 else 0)
 
 
+def test_sampling_makes_no_nan_on_the_way():
+    with jax.debug_nans(True), jax.disable_jit():
+        assert np.isfinite(data.sample(PLAIN, KEY, batch_size=3).reward).all()
+
+
 def test_without_a_valid_start_the_reward_is_nan_under_jit_and_an_error_outside():
     dataset = episodes([1] * 5, masks=(1,))
     draw = partial(data.sample, key=KEY, batch_size=2)

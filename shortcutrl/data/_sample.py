@@ -108,10 +108,12 @@ def sample(
 def _sample(dataset: Dataset, key: Array, powers: Array, batch_size: int, chunk: int, frame_stack: int) -> Transition:
     rows, found = _draw(dataset, key, batch_size, chunk)
     last, reward, mask = look_ahead(dataset, rows, powers)
+    one = found.astype(reward.dtype)
+    one = one / one  # NaN if no row is found; a constant NaN would stop `jax.debug_nans` without `jit`
     return Transition(
         obs=stack(dataset, rows, frame_stack),
         action=dataset.action[rows_from(dataset, rows, chunk)].reshape(batch_size, -1),
-        reward=jnp.where(found, reward, jnp.nan),
+        reward=reward * one,
         mask=mask,
         next_obs=stack_after(dataset, last, frame_stack),
         next_action=dataset.action[rows_after(dataset, last, chunk)].reshape(batch_size, -1),
