@@ -43,11 +43,8 @@ def checked(kind: Any, draw: Callable[..., Any] | None = None) -> Callable[[T], 
                 name, learner = next(iter(given.items()))
                 for network in learner if isinstance(learner, tuple) else (learner,):
                     check_network(name, network)
-            for name, network in given["state"]._asdict().items() if hasattr(given.get("state"), "_asdict") else ():
-                if name.removeprefix("target_") in kind._fields and network is not None:  # which not all use
-                    check_network(f"state.{name}", network)
-                elif name == "updates":
-                    _checks.as_scalar("state.updates", network, jnp.int32)
+            if hasattr(given.get("state"), "_asdict"):
+                _check_state(kind, given["state"])
             for name, loss in given.items():
                 own = signature.parameters[name].default
                 if name.endswith("_loss") and callable(own) and callable(loss):
@@ -65,6 +62,14 @@ def checked(kind: Any, draw: Callable[..., Any] | None = None) -> Callable[[T], 
         return typing.cast(T, checked_call)
 
     return decorate
+
+
+def _check_state(kind: Any, state: Any) -> None:
+    for name, value in state._asdict().items():
+        if name.removeprefix("target_") in kind._fields and value is not None:  # which not all use
+            check_network(f"state.{name}", value)
+        elif name == "updates":
+            _checks.as_scalar("state.updates", value, jnp.int32)
 
 
 def _in_place_of(own: Callable[..., Any], name: str, loss: Callable[..., Any]) -> Callable[..., Any]:
@@ -163,7 +168,7 @@ def validate(
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if isinstance(value, tuple | list):
-            plain = lambda each: isinstance(each, np.generic | jax.Array) and each.ndim == 0
+            plain = lambda each: isinstance(each, np.generic | np.ndarray | jax.Array) and each.ndim == 0
             value = tuple(each.item() if plain(each) else each for each in value)
         object.__setattr__(config, field.name, value.item() if isinstance(value, np.generic) else value)
     for name in non_negative:

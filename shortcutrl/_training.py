@@ -204,9 +204,9 @@ def move_targets(state: Any, tau: Number) -> Any:
 def _polyak(name: str, online: Any, target: Any, tau: Number) -> Any:
     if not _alike(online, target):
         raise ValueError(f"`state.target_{name}` must be like `state.{name}`. Make the state by `init`.")
-    new, static = eqx.partition(online, eqx.is_inexact_array)
-    old = eqx.filter(target, eqx.is_inexact_array)
-    return eqx.combine(optax.incremental_update(new, old, float(tau)), static)
+    new = eqx.filter(online, eqx.is_inexact_array)
+    old, rest = eqx.partition(target, eqx.is_inexact_array)  # not of `online`: a donated state has each array once
+    return eqx.combine(optax.incremental_update(new, old, float(tau)), rest)
 
 
 class _Sees(eqx.Module):

@@ -169,6 +169,7 @@ def test_a_config_is_plain_data(module):
     assert {config: 1}[dataclasses.replace(config)] == 1
     as_numpy = module.Config(**{name: numpy_like(value) for name, value in fields.items()})
     assert as_numpy == config
+    assert hash(module.Config(clip=[np.array(-1.0), jnp.array(1.0)])) == hash(module.Config(clip=(-1.0, 1.0)))
     assert hash(as_numpy) == hash(config)
     for name, value in dataclasses.asdict(as_numpy).items():
         assert type(value) is type(fields[name])
@@ -446,6 +447,25 @@ def test_a_state_shares_no_memory(module):
     for optimizer in OPTIMIZERS.values():
         state = module.init(mine, config=small(module), optimizers=optimizers(module, optimizer))
         assert len({*buffers(mine), *buffers(state)}) == len(buffers(mine)) + len(buffers(state))
+
+
+class Ordered(eqx.Module):
+    """A network with integers among its leaves."""
+
+    network: eqx.Module
+    order: jax.Array
+
+    def __call__(self, obs, *args, **options):
+        return self.network(obs[self.order], *args, **options)
+
+
+def test_a_state_shares_no_memory_after_an_eager_update():
+    module = MODULES["fql"]
+    mine = networks(module)._replace(critic=Ordered(networks(module).critic, jnp.arange(transitions().obs.shape[-1])))
+    options = {"config": small(module), "optimizers": optimizers(module)}
+    state, _ = module.update(module.init(mine, **options), transitions(), key=KEY, **options)
+    assert len(buffers(state)) == len(set(buffers(state)))
+    jax.jit(partial(module.update, **options), donate_argnums=0)(state, transitions(), key=KEY)
 
 
 @pytest.mark.parametrize("optimizer", ["prodigy", "dog", "cocob"])
