@@ -110,7 +110,8 @@ def check_clip(name: str, clip: Any, shape: tuple[int, ...] = (), dtype: Any = n
     with np.errstate(over="ignore"):
         known = [np.asarray(bound, dtype) for bound in clip if not isinstance(bound, Tracer)]
     if len(known) == 2 and not np.all(known[0] < known[1]):
-        raise ValueError(f"`{name}` must be (low, high) with low < high, such as (-1.0, 1.0), got {show(clip)}.")
+        order = "low < high" + (f" in {np.dtype(dtype)}" if dtype != np.float32 else "")
+        raise ValueError(f"`{name}` must be (low, high) with {order}, such as (-1.0, 1.0), got {show(clip)}.")
 
 
 def check_numbers(name: str, tree: Any) -> None:
@@ -140,6 +141,8 @@ def as_rows(name: str, value: Array | np.ndarray, rows: int) -> Array:
     """An array of this many rows."""
     if len(value) != rows:
         raise ValueError(f"`{name}` must have shape ({rows}, ...), one row for each step, got {show(value)}.")
+    if value.size == 0:
+        raise ValueError(f"`{name}` must have at least one number, got {show(value)}. Pass a non-empty array.")
     return jnp.asarray(value)
 
 
@@ -168,6 +171,11 @@ def is_numeric(value: Any) -> bool:
     """A number or an array of real numbers, other than `True` and `False`."""
     kinds = int | float | jax.Array | np.ndarray | np.generic
     return isinstance(value, kinds) and not isinstance(value, bool) and is_real(value)
+
+
+def is_number(value: Any) -> bool:
+    """A real number, or an array of shape `()`."""
+    return is_numeric(value) and jnp.shape(value) == ()
 
 
 def is_real(value: Any) -> bool:

@@ -110,7 +110,7 @@ def advantage_weight(q: ScalarLike, v: ScalarLike, *, temperature: ScalarLike, c
 
     **Arguments:**
 
-    - `q`, `v`: estimates of Q and V, scalars.
+    - `q`, `v`: finite estimates of Q and V, scalars.
     - `temperature`: $\alpha$, non-negative. It multiplies the advantage: 0 is behaviour cloning, and larger values
       follow Q more closely. IQL's paper calls it the inverse temperature β.
     - `cap`: the largest weight $c$, positive.

@@ -188,8 +188,9 @@ def _remedy(name: str, hint: Any, value: Any, given: dict[str, Any], made: str |
         return "Make one by `jax.random.key(seed)`."
     if type(value) is int and _is_suspect(value):
         return "Pass a smaller number."
-    if array and value.ndim == 0 and not isinstance(value, Tracer) and {int, float} & set(_parts(hint)):
-        return f"It is static: pass `{'float' if float in _parts(hint) else 'int'}({name})`."
+    python = next((kind for kind in (float, int, bool) if kind in _parts(hint)), None)
+    if python and (array or isinstance(value, np.bool_)) and value.ndim == 0 and not isinstance(value, Tracer):
+        return f"{'Pass' if _shapes(hint) else 'It is static: pass'} `{python.__name__}({name})`."
     if isinstance(value, Tracer) and not _shapes(hint):
         if made:
             return f"It is static: make one `{made}` for each value, outside of `jit` and `vmap`."

@@ -275,6 +275,8 @@ KINDS = {
         "float64[1, 3]",
         "(3,)",
     ),
+    "a time that is an integer array": (lambda: jump(X, jnp.int32(0), 0.5), "`t`", "0 (int32)", "Pass `float(t)`"),
+    "a flag of NumPy": (lambda: sorl.Config(remat=np.True_), "`remat`", "True (bool)", "pass `bool(remat)`"),
     "an unknown option": (lambda: q_loss(act, critic, None, X, k=4), "`q_loss`", "'k'", "(actor, critic, obs, noise"),
     "a missing argument": (lambda: q_loss(act), "`q_loss`", "'critic'", "(actor, critic, obs, noise"),
     "an unknown setting": (lambda: sorl.Config(qweight=1), "`Config`", "'qweight'", "q_weight"),

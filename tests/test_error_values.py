@@ -36,6 +36,7 @@ from shortcutrl import (
     best_of_n,
     clipped,
     consistency_gap,
+    ddpm_sample,
     distill_loss,
     draw_flow_matching,
     draw_self_consistency,
@@ -49,6 +50,7 @@ from shortcutrl import (
     self_consistency_loss,
     sorl,
     td_target,
+    vp_schedule,
 )
 
 wide = nn.ShortcutPolicy(3, 2, width=8, depth=1, key=KEY)
@@ -313,6 +315,18 @@ VALUES = {
         "`matmul_dtype`",
         "'bf16'",
         "jnp.bfloat16",
+    ),
+    "bounds that a narrow dtype makes equal": (
+        lambda: clipped(act, None, X.astype("bfloat16"), clip=(0.999, 1.0)),
+        "`clip`",
+        "(0.999, 1.0)",
+        "low < high in bfloat16",
+    ),
+    "noise without numbers": (
+        lambda: ddpm_sample(stay, None, jnp.ones((2, 0)), steps=2, schedule=vp_schedule),
+        "`noise`",
+        "[2, 0]",
+        "non-empty",
     ),
     "k of an agent": (
         lambda: sorl.actor(sorl.init((policy, blind), **OPTIONS), config=OPTIONS["config"], k=0),
