@@ -13,6 +13,7 @@ import numpy as np
 import tyro
 
 from shortcutrl import nn, rollout_k
+from shortcutrl._processes import cores as available_cores
 from shortcutrl.evaluate import EnvPool, evaluate, keyed
 from shortcutrl.suites import ogbench
 
@@ -47,7 +48,7 @@ def raw_rate(name: str, processes: int, seconds: float) -> float:
 
 def main(
     env: str = "cube-single-play-singletask-task1-v0",
-    cores: int = multiprocessing.cpu_count(),
+    cores: int = available_cores(),
     episodes: int = 64,
     seconds: float = 10.0,  # to measure the environments alone
     steps: int | None = None,  # of an episode, to end it earlier

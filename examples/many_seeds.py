@@ -78,7 +78,7 @@ def settings_of(args: Args, config: sorl.Config, task: Task) -> dict[str, Any]:
     """What the result depends on, by the names of sorl.py."""
     names = ("data_episodes", "updates", "batch_size", "width", "depth", "learning_rate", "n_step")
     sizes = {"obs_size": task.dataset.obs.shape[-1], "action_size": task.dataset.action.shape[-1]}
-    dataset = {"dataset": Path(task.source).name, "config": dataclasses.asdict(config)}
+    dataset = {"dataset": task.source.name, "config": dataclasses.asdict(config)}
     return {name: getattr(args, name) for name in names} | sizes | dataset
 
 

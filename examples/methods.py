@@ -92,7 +92,7 @@ def main(
         state = train(dataset, method, updates, seed)
         actor = method.module.actor(state, config=method.config)
         noise = jax.random.normal(jax.random.key(seed + 1), (samples, *method.noise_shape))
-        actions[name] = jax.jit(jax.vmap(actor.__call__))(jnp.zeros((samples, 1)), noise)
+        actions[name] = jax.jit(jax.vmap(actor))(jnp.zeros((samples, 1)), noise)
         print(f"{name}: mean reward {actions[name][:, 0].mean():.2f}, {time.perf_counter() - started:.0f} s")
     columns = min(4, len(actions))
     rows = -(-len(actions) // columns)

@@ -136,7 +136,7 @@ def settings_of(args: Args, task: Task) -> dict[str, Any]:
     config = dataclasses.asdict(args.config)
     settings = {name: value for name, value in dataclasses.asdict(args).items() if name not in (*free, *config)}
     sizes = {"obs_size": task.dataset.obs.shape[-1], "action_size": task.dataset.action.shape[-1]}
-    return {**settings, **sizes, "dataset": Path(task.source).name, "config": config}
+    return {**settings, **sizes, "dataset": task.source.name, "config": config}
 
 
 def train(args: Args, dataset: data.Dataset, run: Run) -> sorl.State:

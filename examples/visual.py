@@ -97,7 +97,7 @@ def train(args: Args, dataset: data.Dataset, run: Run, config: sorl.Config) -> t
 
 def held_out(task: Task, frame_stack: int, size: int = 1_000) -> tuple[Any, Any]:
     """Observations and actions of the validation set: consecutive rows, which share no episode with the training."""
-    with np.load(Path(task.source).with_name(f"{Path(task.source).stem}-val.npz")) as file:
+    with np.load(task.source.with_name(f"{task.source.stem}-val.npz")) as file:
         images, actions, ends = (file[name][:size] for name in ("observations", "actions", "terminals"))
     start = np.maximum.accumulate(np.where(np.append(True, ends[:-1]), np.arange(len(ends)), 0))
     frames = [images[np.maximum(np.arange(len(ends)) - back, start)] for back in reversed(range(frame_stack))]

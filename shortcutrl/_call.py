@@ -70,7 +70,7 @@ def value_of(name: str, value: Value, obs: Obs) -> Scalar:
 def times_of(name: str, times: Callable[..., Any], key: PRNGKeyArray, dtype: Any) -> tuple[Scalar, Scalar]:
     """The times and steps that a sampler draws."""
     pair = call(name, times, key)
-    if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(map(_is_number, pair)):
+    if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(map(_checks.is_number, pair)):
         raise TypeError(f"`{name}` must return a pair (t, h) of numbers, got {show(pair)}.")
     return _checks.as_times(pair[0], pair[1], dtype, source=name)
 
@@ -126,7 +126,3 @@ def _as_floats(
     if shape is not None and jnp.shape(value) != shape:
         raise ValueError(f"`{name}` must return shape {shape}, got {jnp.shape(value)}. {remedy}")
     return _checks.as_array(value, dtype)
-
-
-def _is_number(value: Any) -> bool:
-    return _checks.is_numeric(value) and jnp.shape(value) == ()

@@ -6,7 +6,6 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
 
 from shortcutrl import _checks
@@ -67,8 +66,6 @@ def _twice(primals: Any, tangents: Any) -> Any:
 
 
 def _check_one_of(name: str, value: Any, allowed: list[int]) -> None:
-    number = isinstance(value, jax.Array | np.ndarray | np.integer | int) and not isinstance(value, bool)
-    scalar = number and _checks.is_real(value) and jnp.shape(value) == ()
-    integer = scalar and jnp.issubdtype(jnp.result_type(value), jnp.integer)
+    integer = _checks.is_number(value) and jnp.issubdtype(jnp.result_type(value), jnp.integer)
     if not integer or not (isinstance(value, Tracer) or int(value) in allowed):
         raise ValueError(f"`{name}` must be one of {', '.join(map(str, allowed))}, got {show(value)}.")

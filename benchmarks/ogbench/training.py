@@ -138,7 +138,7 @@ def train(
     seeds = stack(*(jnp.array(agent.seed) for agent in group))
     rewards, masks = ([getattr(tasks[agent.task].dataset, name) for agent in group] for name in ("reward", "mask"))
     dataset = first.dataset._replace(reward=stack(*rewards), mask=stack(*masks))
-    facts = {"dataset": Path(first.source).name, "sha256": checksum(Path(first.source)), "commit": commit()}
+    facts = {"dataset": first.source.name, "sha256": checksum(first.source), "commit": commit()}
     for run in (agent.run for agent in group if agent.run.step):
         if (was := trained(run)["sha256"]) != facts["sha256"]:
             raise ValueError(f"`out`: {run.folder} was trained on another dataset, of checksum {was}. Choose another.")

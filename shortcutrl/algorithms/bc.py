@@ -216,8 +216,8 @@ def update(
         state, info = jax.jit(partial(bc.update, **options))(state, batch, key=jax.random.key(1))
         ```
     """
-    draws = draw(key, batch, config=config)
-    (_, nll), grads = _training.value_and_grad(policy_loss)(state.policy, state, batch, draws, config=config)
+    args: Any = state, batch, draw(key, batch, config=config)
+    (_, nll), grads = _training.value_and_grad(policy_loss)(state.policy, *args, config=config)
     return _training.step(Networks, state, optimizers, policy=grads), Info(nll)
 
 

@@ -301,12 +301,10 @@ def update(
         state, info = jax.jit(partial(fql.update, **options))(state, batch, key=jax.random.key(1))
         ```
     """
-    draws = draw(key, batch, config=config)
-    (td, q), critic_grads = _training.value_and_grad(critic_loss)(state.critic, state, batch, draws, config=config)
-    (_, terms), policy_grads = _training.value_and_grad(policy_loss)(
-        (state.flow, state.student), state, batch, draws, config=config
-    )
-    flow_grads, student_grads = policy_grads
+    args: Any = state, batch, draw(key, batch, config=config)
+    (td, q), critic_grads = _training.value_and_grad(critic_loss)(state.critic, *args, config=config)
+    policy = state.flow, state.student
+    (_, terms), (flow_grads, student_grads) = _training.value_and_grad(policy_loss)(policy, *args, config=config)
     state = _training.step(Networks, state, optimizers, flow=flow_grads, student=student_grads, critic=critic_grads)
     return _training.move_targets(state, config.tau), Info(td, q, *terms)
 

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -59,9 +58,8 @@ class GaussianPolicy(Encodes):
     ):
         self.obs_size = as_layer("obs_size", obs_size)
         sizes = self.obs_size, as_layer("action_size", action_size)
-        self.mlp = _small_last(
-            MLP(*sizes, width=width, depth=depth, layer_norm=layer_norm, matmul_dtype=matmul_dtype, key=key)
-        )
+        shape = {"width": width, "depth": depth, "layer_norm": layer_norm, "final_scale": FINAL_SCALE}
+        self.mlp = MLP(*sizes, **shape, matmul_dtype=matmul_dtype, key=key)
         self.encoder = encoder
 
     @typed
@@ -113,9 +111,8 @@ class DeterministicPolicy(Encodes):
     ):
         self.obs_size = as_layer("obs_size", obs_size)
         sizes = self.obs_size, as_layer("action_size", action_size)
-        self.mlp = _small_last(
-            MLP(*sizes, width=width, depth=depth, layer_norm=layer_norm, matmul_dtype=matmul_dtype, key=key)
-        )
+        shape = {"width": width, "depth": depth, "layer_norm": layer_norm, "final_scale": FINAL_SCALE}
+        self.mlp = MLP(*sizes, **shape, matmul_dtype=matmul_dtype, key=key)
         self.encoder = encoder
 
     @typed
@@ -123,7 +120,3 @@ class DeterministicPolicy(Encodes):
         del noise
         action = self.mlp(self.encode(obs).vector)
         return jnp.tanh(action)
-
-
-def _small_last(mlp: MLP) -> MLP:
-    return eqx.tree_at(lambda mlp: mlp.weights[-1], mlp, replace_fn=lambda weight: FINAL_SCALE**0.5 * weight)

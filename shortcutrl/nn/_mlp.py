@@ -48,6 +48,7 @@ class MLP(eqx.Module):
         depth: Integer,
         layer_norm: bool,
         matmul_dtype: Any,
+        final_scale: float = 1.0,
         key: PRNGKeyArray,
     ):
         width, depth = as_layer("width", width), as_layer("depth", depth)
@@ -55,30 +56,26 @@ class MLP(eqx.Module):
         shapes = list(itertools.pairwise([in_size, *[width] * depth, out_size]))
         keys = jax.random.split(key, len(shapes))
         init = jax.nn.initializers.glorot_uniform()
-        self.weights = tuple(init(key, shape) for key, shape in zip(keys, shapes, strict=True))
+        *weights, last = (init(key, shape) for key, shape in zip(keys, shapes, strict=True))
+        self.weights = (*weights, final_scale**0.5 * last)
         self.biases = tuple(jnp.zeros(outputs) for _, outputs in shapes)
         self.norms = tuple(eqx.nn.LayerNorm(width, eps=1e-6) for _ in range(depth * layer_norm))
 
+    @partial(jax.jit, inline=True)  # one program, so that a call without `jit` does not dispatch each operation
     def __call__(self, *inputs: Float[Array, "..."]) -> Float[Array, " outputs"]:
         """Of numbers and vectors, which are concatenated."""
-        return _forward(self, *inputs)
-
-
-@partial(jax.jit, inline=True)
-def _forward(mlp: MLP, *inputs: Array) -> Array:
-    """One program, so that a call without `jit` does not dispatch each operation."""
-    x = jnp.concatenate([jnp.atleast_1d(each) for each in inputs])
-    last = len(mlp.weights) - 1
-    for i, (weight, bias) in enumerate(zip(mlp.weights, mlp.biases, strict=True)):
-        if mlp.matmul_dtype is not None and 0 < i < last:
-            product = x.astype(mlp.matmul_dtype) @ weight.astype(mlp.matmul_dtype)
-            x = product.astype(x.dtype) + bias
-        else:
-            x = x @ weight + bias
-        if i < last:
-            x = jax.nn.gelu(x)
-            x = mlp.norms[i](x) if mlp.norms else x
-    return x
+        x = jnp.concatenate([jnp.atleast_1d(each) for each in inputs])
+        last = len(self.weights) - 1
+        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            if self.matmul_dtype is not None and 0 < i < last:
+                product = x.astype(self.matmul_dtype) @ weight.astype(self.matmul_dtype)
+                x = product.astype(x.dtype) + bias
+            else:
+                x = x @ weight + bias
+            if i < last:
+                x = jax.nn.gelu(x)
+                x = self.norms[i](x) if self.norms else x
+        return x
 
 
 class Encodes(eqx.Module):

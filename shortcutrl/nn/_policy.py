@@ -1,4 +1,7 @@
-"""Policy networks: a shortcut velocity, the velocity of a plain flow, and a one-step policy."""
+"""Policy networks: a shortcut velocity, the velocity of a plain flow, and a one-step policy.
+
+Constructors are alike but not inherited: type checkers make that of a module from its fields, unless it has its own.
+"""
 
 from functools import partial
 from typing import Any

@@ -13,11 +13,11 @@ class Task(NamedTuple):
     - `dataset`: a [`Dataset`][shortcutrl.data.Dataset].
     - `make_env`: makes the environment, a `gymnasium.Env`. It takes actions like those of the dataset. Its options are
       those of `gymnasium.make`.
-    - `source`: the file or the name that the dataset was read from.
+    - `source`: the file or folder that the dataset was read from.
     - `scale`: how the dataset's actions were rescaled, or `None`. `make_env` undoes it.
     """
 
     dataset: Dataset
     make_env: Callable[..., Any]
-    source: Path | str
+    source: Path
     scale: ActionScale | None = None

@@ -156,7 +156,8 @@ def _find(dataset: str, folder: Path, episodes: int | None, seed: int, processes
     except RuntimeError:  # no home folder
         shared = folder
     for path in (shared / f"{dataset}.npz", folder / f"{dataset}.npz", made):
-        if _exists(path) and _exists(path.with_name(f"{path.stem}-val.npz")):
+        # False also for a folder that may not be entered, where `Path.exists` raises an error.
+        if all(map(os.path.exists, (path, path.with_name(f"{path.stem}-val.npz")))):
             return path
     if reachable(url_of(f"{dataset}.npz")):
         return download(dataset, shared if can_write(shared) else make_folder("folder", folder), progress)
@@ -167,13 +168,6 @@ def _find(dataset: str, folder: Path, episodes: int | None, seed: int, processes
         )
     make_folder("folder", folder)
     return generate(dataset, made, episodes=episodes, seed=seed, processes=processes, progress=progress)
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # such as a folder that may not be entered
-        return False
 
 
 def _read(path: Path, env_name: str, env: Any) -> Dataset:
