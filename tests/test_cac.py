@@ -100,8 +100,8 @@ def policy_oracle(policy, state, batch, draws, config):
     def imitation(row, draw):
         n = int(draw.level * (levels - 1))
         low, high = sigma[n], sigma[n + 1]
-        target = state.target_policy.model(row.action + low * draw.noise, low)[0]
-        value, _, by_weight, by_tilt = policy.model(row.action + high * draw.noise, high)
+        target = state.target_policy.model(row.action + low * draw.consistency_noise, low)[0]
+        value, _, by_weight, by_tilt = policy.model(row.action + high * draw.consistency_noise, high)
         residual, weight = value - target, 100 / (high - low)
         grad = LinearNetwork(weight * 2 * residual * by_weight / ACTION, weight * 2 * residual * by_tilt / ACTION)
         return weight * np.mean(residual**2), grad
@@ -198,7 +198,8 @@ def another_policy_loss(
             n = jnp.floor(draw.level * gaps(levels))
             low, high = noise_level(n / gaps(levels)), noise_level((n + step) / gaps(levels))
             model, target = (partial(consistency_function, each) for each in (policy, getattr(state, teacher)))
-            consistency = weight(low, high) * imitate(model, target, row.obs, row.action, draw.noise, low, high)
+            at = row.action, draw.consistency_noise, low, high
+            consistency = weight(low, high) * imitate(model, target, row.obs, *at)
             q = stop(getattr(state, critic))(row.obs, actor(policy)(row.obs, draw.q_noise)).mean()
             return consistency, q
 
@@ -326,7 +327,7 @@ def test_the_draws_are_standard_normal_and_uniform():
     for noise in draws[:3]:
         assert kstest(np.ravel(noise), "norm").pvalue > 1e-3
     assert kstest(draws.level, "uniform").pvalue > 1e-3
-    noise = draws.td_noise[:, 0, 0], draws.q_noise[:, 0], draws.noise
+    noise = draws.td_noise[:, 0, 0], draws.q_noise[:, 0], draws.consistency_noise
     assert_unrelated(draws.level, *(column for each in noise for column in each.T))
 
 

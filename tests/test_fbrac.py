@@ -40,7 +40,7 @@ def critic_oracle(critic, state, batch, draws, config):
 def policy_oracle(policy, state, batch, draws, config):
     def term(row, draw):
         matching, grad = policy.matching(row.action, draw.flow_noise, draw.flow_t)
-        end, by_rate, by_b = policy.euler(draw.noise, config.flow_steps)
+        end, by_rate, by_b = policy.euler(draw.q_noise, config.flow_steps)
         action, inside = np.clip(end, *config.clip), (config.clip[0] < end) & (end < config.clip[1])
         slope = (action - state.critic.goal.mean(axis=0)) * inside  # of minus Q
         both = LinearVelocity(config.alpha * grad.rate + slope @ by_rate, config.alpha * grad.b + slope * by_b)
@@ -94,7 +94,7 @@ def another_critic_loss(
 
 
 def another_policy_loss(
-    noise="noise",
+    noise="q_noise",
     between=same,
     clip=lambda action, config: jnp.clip(action, *config.clip),
     aggregate=jnp.mean,
@@ -123,7 +123,7 @@ def unclipped(action, config):
 
 RIGHT = {"critic": another_critic_loss(), "policy": another_policy_loss()}
 WRONG = {
-    "critic: the policy's noise": ("critic", another_critic_loss(noise="noise")),
+    "critic: the policy's noise": ("critic", another_critic_loss(noise="q_noise")),
     "critic: action not clipped": ("critic", another_critic_loss(clip=unclipped)),
     "critic: the online critic": ("critic", another_critic_loss(critic="critic")),
     "critic: always the mean": ("critic", another_critic_loss(aggregate=lambda q, config: q.mean())),
@@ -154,8 +154,8 @@ def test_a_wrong_loss_is_caught(mutant):
 
 def test_the_agent_takes_all_euler_steps():
     state, batch, draws = problem(SEED)
-    action = fbrac.actor(state, config=CONFIG)(batch.obs[0], jnp.asarray(draws.noise[0]))
-    np.testing.assert_allclose(action, np.clip(state.policy.euler(draws.noise[0], 10)[0], -1, 1), rtol=1e-12)
+    action = fbrac.actor(state, config=CONFIG)(batch.obs[0], jnp.asarray(draws.q_noise[0]))
+    np.testing.assert_allclose(action, np.clip(state.policy.euler(draws.q_noise[0], 10)[0], -1, 1), rtol=1e-12)
 
 
 def test_an_update_steps_each_network_by_its_own_loss_and_then_the_average():
@@ -169,7 +169,7 @@ def test_the_published_defaults():
 def test_the_draws_are_standard_normal_and_uniform():
     batch = jax.tree.map(lambda leaf: jnp.repeat(jnp.asarray(leaf), 1000, axis=0), problem(0)[1])
     draws = fbrac.draw(jax.random.key(0), batch, config=fbrac.Config())
-    noises = draws.td_noise, draws.noise, draws.flow_noise
+    noises = draws.td_noise, draws.q_noise, draws.flow_noise
     assert all(kstest(np.ravel(noise), "norm").pvalue > 1e-3 for noise in noises)
     assert kstest(np.ravel(draws.flow_t), "uniform").pvalue > 1e-3
     assert_unrelated(draws.flow_t, *(row for noise in noises for row in noise.T))

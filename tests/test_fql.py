@@ -131,13 +131,13 @@ def critic_oracle(critic, state, batch, draws, config):
 def policy_oracle(policy, state, batch, draws, config):
     (low, high), (flow, student) = config.clip, policy
     pairs = list(zip(rows(batch), rows(draws), strict=True))
-    acts = [student.w @ row.obs + draw.noise for row, draw in pairs]
+    acts = [student.w @ row.obs + draw.student_noise for row, draw in pairs]
     q = [np.mean(state.critic(row.obs, np.clip(act, low, high))) for (row, _), act in zip(pairs, acts, strict=True)]
     size = np.mean(np.abs(q)) if config.normalize_q else 1.0
 
     def term(row, draw, act, q):
         matching, grad = flow.matching(row.action, draw.flow_noise, draw.flow_t)
-        error = act - np.clip(flow.euler(draw.noise, config.flow_steps)[0], low, high)
+        error = act - np.clip(flow.euler(draw.student_noise, config.flow_steps)[0], low, high)
         slope = (np.clip(act, low, high) - state.critic.goal.mean(axis=0)) * ((low < act) & (act < high))  # of minus Q
         by_action = config.alpha * 2 * error / ACTION + slope / size
         loss = matching + config.alpha * np.mean(error**2) - q / size
@@ -207,8 +207,8 @@ def another_policy_loss(
     stop=lambda critic: jax.tree.map(jax.lax.stop_gradient, critic),
     aggregate=jnp.mean,
     distil=distill_loss,
-    noise="noise",
-    q_noise="noise",
+    noise="student_noise",
+    q_noise="student_noise",
     size=lambda q, config: jax.lax.stop_gradient(jnp.abs(q).mean()) if config.normalize_q else 1.0,
 ):
     """The loss with its parts free; as they stand here it is right."""
@@ -238,7 +238,7 @@ def without_stop(student, teacher, obs, noise):
 RIGHT = {"critic": another_critic_loss(), "policy": another_policy_loss()}
 WRONG = {
     "critic: the next action is not clipped": ("critic", another_critic_loss(clip=unclipped)),
-    "critic: the policy's noise": ("critic", another_critic_loss(noise="noise")),
+    "critic: the policy's noise": ("critic", another_critic_loss(noise="student_noise")),
     "critic: the online critic as its target": ("critic", another_critic_loss(critic="critic")),
     "critic: bootstraps from obs": ("critic", another_critic_loss(obs="obs")),
     "policy: Q of the unclipped student": ("policy", another_policy_loss(q_clip=unclipped)),
@@ -314,9 +314,9 @@ def test_the_terms_are_reported_before_weighting():
 def test_the_agent_acts_with_the_clipped_student():
     state, batch, draws = jax.tree.map(jnp.asarray, problem(SEED))
     act = fql.actor(state, config=CONFIG)
-    raw = batch.obs[0] @ state.student.w.T + 9 * draws.noise[0]
+    raw = batch.obs[0] @ state.student.w.T + 9 * draws.student_noise[0]
     assert jnp.abs(raw).max() > 1
-    np.testing.assert_allclose(act(batch.obs[0], 9 * draws.noise[0]), jnp.clip(raw, -1, 1), rtol=1e-12)
+    np.testing.assert_allclose(act(batch.obs[0], 9 * draws.student_noise[0]), jnp.clip(raw, -1, 1), rtol=1e-12)
 
 
 def test_the_published_defaults():
@@ -326,7 +326,7 @@ def test_the_published_defaults():
 def test_the_draws_are_standard_normal_and_uniform():
     batch = jax.tree.map(lambda leaf: jnp.repeat(jnp.asarray(leaf), 1000, axis=0), problem(0)[1])
     draws = fql.draw(jax.random.key(0), batch, config=fql.Config())
-    noises = draws.td_noise, draws.noise, draws.flow_noise
+    noises = draws.td_noise, draws.student_noise, draws.flow_noise
     assert all(kstest(np.ravel(noise), "norm").pvalue > 1e-3 for noise in noises)
     assert kstest(np.ravel(draws.flow_t), "uniform").pvalue > 1e-3
     assert_unrelated(draws.flow_t, *(row for noise in noises for row in noise.T))

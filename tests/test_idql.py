@@ -47,7 +47,7 @@ def problem(seed):
 
 def policy_oracle(policy, state, batch, draws, config):
     pairs = zip(rows(batch), rows(draws), strict=True)
-    return mean([policy.denoising(row.action, draw.noise, draw.t, 10.0) for row, draw in pairs])
+    return mean([policy.denoising(row.action, draw.diffusion_noise, draw.diffusion_t, 10.0) for row, draw in pairs])
 
 
 CHECKS = {
@@ -73,9 +73,9 @@ def another_policy_loss(beta_max=10.0, shift=0.0, sign=1, reduce=jnp.mean, power
 
     def loss(policy, state, batch, draws, *, config):
         def one(row, draw):
-            keep = jnp.exp(vp_schedule(draw.t - shift, beta_max=beta_max))
-            x = keep**power * row.action + (1 - keep) ** power * draw.noise
-            return reduce((policy(row.obs, x, draw.t) - sign * draw.noise) ** 2)
+            keep = jnp.exp(vp_schedule(draw.diffusion_t - shift, beta_max=beta_max))
+            x = keep**power * row.action + (1 - keep) ** power * draw.diffusion_noise
+            return reduce((policy(row.obs, x, draw.diffusion_t) - sign * draw.diffusion_noise) ** 2)
 
         return jnp.mean(jax.vmap(one)(batch, draws)), None
 
@@ -201,9 +201,9 @@ def test_the_draws_are_standard_normal_and_of_each_step():
     batch = random_batch(np.random.default_rng(0))
     batch = jax.tree.map(lambda leaf: jnp.repeat(jnp.asarray(leaf), 1000, axis=0), batch)
     draws = idql.draw(jax.random.key(0), batch, config=CONFIG)
-    assert kstest(np.ravel(draws.noise), "norm").pvalue > 1e-3
-    assert_uniform(np.rint(STEPS * draws.t), np.arange(1, STEPS + 1))
-    assert_unrelated(draws.t, *draws.noise.T)
+    assert kstest(np.ravel(draws.diffusion_noise), "norm").pvalue > 1e-3
+    assert_uniform(np.rint(STEPS * draws.diffusion_t), np.arange(1, STEPS + 1))
+    assert_unrelated(draws.diffusion_t, *draws.diffusion_noise.T)
 
 
 # ------------------------------------------------------------------- on the ring of five modes

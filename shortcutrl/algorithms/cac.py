@@ -123,13 +123,13 @@ class Draws(NamedTuple):
 
     - `td_noise`: the noise of the actions in the TD target, shape `(batch, backup_candidates, sample_steps, action)`.
     - `q_noise`: the noise of the actions that maximise Q, shape `(batch, sample_steps, action)`.
-    - `noise`, `level`: the draws of the consistency loss, shapes `(batch, action)` and `(batch,)`; `level` is uniform
-      on [0, 1) and chooses a pair of neighbouring noise levels.
+    - `consistency_noise`, `level`: the draws of the consistency loss, shapes `(batch, action)` and `(batch,)`. `level`
+      is uniform on [0, 1) and chooses a pair of neighbouring noise levels.
     """
 
     td_noise: Array
     q_noise: Array
-    noise: Array
+    consistency_noise: Array
     level: Array
 
 
@@ -309,7 +309,7 @@ def policy_loss(
     networks = {"policy": policy, "state.target_policy": state.target_policy, "state.critic": state.critic}
     obs, policy, teacher, critic = _training.encode_once(batch.obs, **networks)
     models = (eqx.Partial(consistency_function, network) for network in (policy, teacher))
-    losses = jax.vmap(partial(consistency_loss, *models))(obs, batch.action, draws.noise, *noise_levels)
+    losses = jax.vmap(partial(consistency_loss, *models))(obs, batch.action, draws.consistency_noise, *noise_levels)
     consistency = (CONSISTENCY_WEIGHT / (high - low) * losses).mean()
     losses, info = jax.vmap(partial(q_loss, _actor(policy, config), critic))(obs, draws.q_noise)
     minus_q = losses.mean()

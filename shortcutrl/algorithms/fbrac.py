@@ -89,12 +89,12 @@ class State(NamedTuple):
 class Draws(NamedTuple):
     """All the randomness of one update; arrays with the batch as their leading axis.
 
-    - `td_noise`, `noise`: the policy's noise in the TD target and in its own loss, shape `(batch, action)`.
+    - `td_noise`, `q_noise`: the policy's noise in the TD target and in its own loss, shape `(batch, action)`.
     - `flow_noise`, `flow_t`: the noise and the times of flow matching, shapes `(batch, action)` and `(batch,)`.
     """
 
     td_noise: Array
-    noise: Array
+    q_noise: Array
     flow_noise: Array
     flow_t: Array
 
@@ -239,7 +239,7 @@ def policy_loss(
     match = partial(flow_matching_loss, policy, h=0.0)
     flow_matching = jax.vmap(match)(obs, batch.action, draws.flow_noise, draws.flow_t).mean()
     actor = partial(rollout_k, policy, k=config.flow_steps, clip=config.clip)
-    losses, _ = jax.vmap(partial(q_loss, actor, critic))(obs, draws.noise)
+    losses, _ = jax.vmap(partial(q_loss, actor, critic))(obs, draws.q_noise)
     minus_q = losses.mean()
     return config.alpha * flow_matching + minus_q, (flow_matching, minus_q)
 

@@ -95,12 +95,12 @@ class State(NamedTuple):
 class Draws(NamedTuple):
     """All the randomness of one update; arrays with the batch as their leading axis.
 
-    - `td_noise`, `noise`: the student's noise in the TD target and in its own loss, shape `(batch, action)`.
+    - `td_noise`, `student_noise`: the student's noise in the TD target and in its own loss, shape `(batch, action)`.
     - `flow_noise`, `flow_t`: the noise and the times of flow matching, shapes `(batch, action)` and `(batch,)`.
     """
 
     td_noise: Array
-    noise: Array
+    student_noise: Array
     flow_noise: Array
     flow_t: Array
 
@@ -253,7 +253,7 @@ def policy_loss(
         minus_q, info = q_loss(partial(clipped, taken, clip=config.clip), critic, obs, noise)
         return distill_loss(taken, teacher, obs, noise), minus_q, info.q
 
-    distillations, losses, q = jax.vmap(improve)(obs, draws.noise)
+    distillations, losses, q = jax.vmap(improve)(obs, draws.student_noise)
     distillation, minus_q = distillations.mean(), losses.mean()
     q_term = _training.normalized(minus_q, q) if config.normalize_q else minus_q
     return flow_matching + config.alpha * distillation + q_term, (flow_matching, distillation, minus_q)

@@ -102,12 +102,12 @@ class State(NamedTuple):
 class Draws(NamedTuple):
     """All the randomness of one update; arrays with the batch as their leading axis.
 
-    - `noise`, `t`: the noise and the diffusion times, shapes `(batch, action)` and `(batch,)`; `t` is one of 1/T, 2/T,
-      ..., 1.
+    - `diffusion_noise`, `diffusion_t`: the noise and the diffusion times, shapes `(batch, action)` and `(batch,)`. Each
+      time is one of 1/T, 2/T, ..., 1.
     """
 
-    noise: Array
-    t: Array
+    diffusion_noise: Array
+    diffusion_t: Array
 
 
 class Info(NamedTuple):
@@ -266,7 +266,7 @@ def policy_loss(policy: Any, state: State, batch: Transition, draws: Draws, *, c
         ```
     """
     denoise = partial(denoising_loss, policy, schedule=SCHEDULE)
-    loss = jax.vmap(denoise)(batch.obs, batch.action, draws.noise, draws.t).mean()
+    loss = jax.vmap(denoise)(batch.obs, batch.action, draws.diffusion_noise, draws.diffusion_t).mean()
     return loss, loss
 
 
