@@ -40,8 +40,7 @@ def load(run: Path) -> tuple[dict[str, Any], Callable[[int, int], Any]]:
         condition_critic_on_k=config.condition_critic_on_k,
         key=jax.random.key(0),
     )
-    not_needed: Any = None  # the states of the optimizers
-    state = load_checkpoint(run, sorl.State(*networks, *networks, not_needed, not_needed))
+    state = load_checkpoint(run, sorl.init(networks, config=config, optimizers=None))
 
     def policy(k: int, n: int) -> Any:
         options: dict[str, Any] = {"config": config, "k": k, "n": n}

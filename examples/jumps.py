@@ -87,8 +87,7 @@ def main(
     noise = jax.random.normal(noise_key, batch.action.shape)
     config, shape = sorl.Config(**settings["config"]), {"width": settings["width"], "depth": settings["depth"]}
     networks = sorl.networks(batch, **shape, condition_critic_on_k=config.condition_critic_on_k, key=noise_key)
-    not_needed: Any = None  # the states of the optimizers
-    state = load_checkpoint(run, sorl.State(*networks, *networks, not_needed, not_needed))
+    state = load_checkpoint(run, sorl.init(networks, config=config, optimizers=None))
     places = {"the dataset": (batch.obs, batch.action)}
     if visited > 0:
         act = keyed(sorl.actor(state, config=config, k=k), batch.action.shape[1:])

@@ -60,8 +60,7 @@ def main(
     example = data.sample(task.dataset, jax.random.key(0), batch_size=1)
     shape = {"width": settings["width"], "depth": settings["depth"], "key": jax.random.key(0)}
     networks = sorl.networks(example, **shape, condition_critic_on_k=config.condition_critic_on_k)
-    not_needed: Any = None  # the states of the optimizers, which are new
-    trained = load_checkpoint(run, sorl.State(*networks, *networks, not_needed, not_needed))
+    trained = load_checkpoint(run, sorl.init(networks, config=config, optimizers=None))
     state = sorl.init((trained.policy, trained.critic), **options)
     state = state._replace(target_policy=trained.target_policy, target_critic=trained.target_critic)
 

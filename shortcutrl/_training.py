@@ -129,11 +129,12 @@ def _apply(updates: Any, network: Any) -> Any:
 
 def start(kind: Any, state: Any, networks: Any, optimizers: Any, **others: Any) -> Any:
     """A new `state`, by the names of its fields: copies of the networks, target networks, and optimizers' states."""
-    networks, optimizers = _as_group(kind, "networks", networks), _as_optimizers(kind, optimizers)
+    networks = _as_group(kind, "networks", networks)._asdict()
+    optimizers = dict.fromkeys(networks) if optimizers is None else _as_optimizers(kind, optimizers)._asdict()
     fields: dict[str, Any] = {}
-    for name, network in networks._asdict().items():
+    for name, network in networks.items():
         fields[name] = _as_carried(f"networks.{name}", network)
-        fields[f"{name}_opt_state"] = _init_optimizer(name, getattr(optimizers, name), fields[name])
+        fields[f"{name}_opt_state"] = _init_optimizer(name, optimizers[name], fields[name])
         if f"target_{name}" in state._fields:
             fields[f"target_{name}"] = jax.tree.map(jnp.copy, fields[name])
     return state(**fields, **others)
@@ -173,8 +174,10 @@ def _as_optimizers(kind: Any, optimizers: Any) -> Any:
     return group
 
 
-def _init_optimizer(name: str, optimizer: optax.GradientTransformation, network: Any) -> optax.OptState:
+def _init_optimizer(name: str, optimizer: optax.GradientTransformation | None, network: Any) -> optax.OptState | None:
     """A fresh state, if the optimizer needs no more than gradients and parameters."""
+    if optimizer is None:
+        return None
     params = parameters(network)
     try:
         state = optimizer.init(params)

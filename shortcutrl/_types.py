@@ -36,6 +36,7 @@ Number: TypeAlias = float | int | np.floating | np.integer
 Bound: TypeAlias = Number | Shaped[Array | np.ndarray, "..."]
 Limit: TypeAlias = Bound | list[Any] | tuple[Any, ...]
 Clip: TypeAlias = tuple[Bound, Bound] | list[Any] | None
+PerNetwork: TypeAlias = tuple[Any, ...] | list[Any]
 Loss: TypeAlias = Callable[..., tuple[Any, Any]]
 Aggregate: TypeAlias = Literal["min", "mean"] | Callable[[Array], Array]
 

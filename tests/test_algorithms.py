@@ -40,6 +40,7 @@ from algorithms import (
 )
 
 from shortcutrl import algorithms, nn
+from shortcutrl.runs import Run, load_checkpoint
 
 SHARED = {"sorl": {"jumps_key": jax.random.key(9)}}
 """Draws that the agents of one `vmap` share, so that a switch stays one."""
@@ -438,6 +439,21 @@ OPTIMIZERS = {
 
 def buffers(tree):
     return [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(tree) if eqx.is_array(leaf) and leaf.size]
+
+
+@every_algorithm
+def test_a_state_without_optimizers_loads_a_checkpoint_and_acts(module, tmp_path):
+    config, trained = small(module), start(module)
+    with Run(tmp_path, {}) as run:
+        run.save(1, trained)
+    empty = module.init(networks(module, jax.random.key(7)), config=config, optimizers=None)
+    state = load_checkpoint(tmp_path, empty)
+    assert all(getattr(state, name) is None for name in state._fields if name.endswith("opt_state"))
+    noise = jnp.ones(noise_shape(module, ACTION, config=config))
+    acts = [module.actor(each, config=config)(transitions().obs[0], noise) for each in (state, trained)]
+    np.testing.assert_array_equal(*acts)
+    with pytest.raises(ValueError, match=r"`state\.\w+_opt_state` belongs to another optimizer.*optimizers of `init`"):
+        module.update(state, transitions(), key=KEY, config=config, optimizers=optimizers(module))
 
 
 @every_algorithm

@@ -16,7 +16,7 @@ from shortcutrl import _contract, _training, nn
 from shortcutrl._actors import clipped, noiseless
 from shortcutrl._flow import gaussian_nll
 from shortcutrl._typed import typed
-from shortcutrl._types import Actor, Encoder, Integer, Loss, Number, Scalar, Transition
+from shortcutrl._types import Actor, Encoder, Integer, Loss, Number, PerNetwork, Scalar, Transition
 
 
 class Networks(NamedTuple):
@@ -107,14 +107,14 @@ def networks(
 
 
 @typed
-def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: tuple[Any, ...] | list[Any]) -> State:
+def init(networks: PerNetwork, *, config: Config, optimizers: PerNetwork | None) -> State:
     """Start training: copy the network, and make a new optimizer state.
 
     **Arguments:**
 
     - `networks`: [`Networks`][shortcutrl.bc.Networks]: a callable pytree, such as an Equinox Module, with any leaves.
     - `config`: static.
-    - `optimizers`: [`Networks`][shortcutrl.bc.Networks] of one optax transformation.
+    - `optimizers`: [`Networks`][shortcutrl.bc.Networks] of one optax transformation, or `None` to act only.
 
     **Returns:** the [`State`][shortcutrl.bc.State]. It shares no array with `networks`, so it may be donated.
 
@@ -181,7 +181,7 @@ def update(
     batch: Transition,
     *,
     config: Config,
-    optimizers: tuple[Any, ...] | list[Any],
+    optimizers: PerNetwork,
     key: PRNGKeyArray,
     policy_loss: Loss = policy_loss,
 ) -> tuple[State, Info]:

@@ -24,7 +24,7 @@ from shortcutrl import _checks, _contract, _training, nn
 from shortcutrl._diffusion import ddpm_sample, denoising_loss, vp_schedule
 from shortcutrl._select import best_of
 from shortcutrl._typed import typed
-from shortcutrl._types import Actor, Encoder, Integer, Loss, Number, Scalar, Transition
+from shortcutrl._types import Actor, Encoder, Integer, Loss, Number, PerNetwork, Scalar, Transition
 
 
 class Networks(NamedTuple):
@@ -161,14 +161,14 @@ def networks(
 
 
 @typed
-def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: tuple[Any, ...] | list[Any]) -> State:
+def init(networks: PerNetwork, *, config: Config, optimizers: PerNetwork | None) -> State:
     """Start training: copy the networks, make their averages equal to them, and make new optimizer states.
 
     **Arguments:**
 
     - `networks`: [`Networks`][shortcutrl.idql.Networks]: callable pytrees, such as Equinox Modules, with any leaves.
     - `config`: static.
-    - `optimizers`: [`Networks`][shortcutrl.idql.Networks] of optax transformations.
+    - `optimizers`: [`Networks`][shortcutrl.idql.Networks] of optax transformations, or `None` to act only.
 
     **Returns:** the [`State`][shortcutrl.idql.State]. It shares no array with `networks`, so it may be donated.
 
@@ -276,7 +276,7 @@ def update(
     batch: Transition,
     *,
     config: Config,
-    optimizers: tuple[Any, ...] | list[Any],
+    optimizers: PerNetwork,
     key: PRNGKeyArray,
     value_loss: Loss = value_loss,
     critic_loss: Loss = critic_loss,

@@ -18,7 +18,7 @@ from shortcutrl._flow import flow_matching_loss
 from shortcutrl._select import best_of
 from shortcutrl._step import rollout_k
 from shortcutrl._typed import typed
-from shortcutrl._types import Actor, Encoder, Integer, Loss, Number, Scalar, Transition
+from shortcutrl._types import Actor, Encoder, Integer, Loss, Number, PerNetwork, Scalar, Transition
 
 
 class Networks(NamedTuple):
@@ -148,14 +148,14 @@ def networks(
 
 
 @typed
-def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: tuple[Any, ...] | list[Any]) -> State:
+def init(networks: PerNetwork, *, config: Config, optimizers: PerNetwork | None) -> State:
     """Start training: copy the networks, make the critic's average equal to it, and make new optimizer states.
 
     **Arguments:**
 
     - `networks`: [`Networks`][shortcutrl.ifql.Networks]: callable pytrees, such as Equinox Modules, with any leaves.
     - `config`: static.
-    - `optimizers`: [`Networks`][shortcutrl.ifql.Networks] of optax transformations.
+    - `optimizers`: [`Networks`][shortcutrl.ifql.Networks] of optax transformations, or `None` to act only.
 
     **Returns:** the [`State`][shortcutrl.ifql.State]. It shares no array with `networks`, so it may be donated.
 
@@ -263,7 +263,7 @@ def update(
     batch: Transition,
     *,
     config: Config,
-    optimizers: tuple[Any, ...] | list[Any],
+    optimizers: PerNetwork,
     key: PRNGKeyArray,
     value_loss: Loss = value_loss,
     critic_loss: Loss = critic_loss,

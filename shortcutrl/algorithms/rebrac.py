@@ -20,7 +20,7 @@ from shortcutrl._actors import clipped, noiseless
 from shortcutrl._call import ensemble_of
 from shortcutrl._improve import q_loss
 from shortcutrl._typed import typed
-from shortcutrl._types import Actor, Encoder, Integer, Loss, Number, Scalar, Transition
+from shortcutrl._types import Actor, Encoder, Integer, Loss, Number, PerNetwork, Scalar, Transition
 from shortcutrl._value import td_loss
 
 
@@ -157,14 +157,14 @@ def networks(
 
 
 @typed
-def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: tuple[Any, ...] | list[Any]) -> State:
+def init(networks: PerNetwork, *, config: Config, optimizers: PerNetwork | None) -> State:
     """Start training: copy the networks, make their averages equal to them, and make new optimizer states.
 
     **Arguments:**
 
     - `networks`: [`Networks`][shortcutrl.rebrac.Networks]: callable pytrees, such as Equinox Modules, with any leaves.
     - `config`: static.
-    - `optimizers`: [`Networks`][shortcutrl.rebrac.Networks] of optax transformations.
+    - `optimizers`: [`Networks`][shortcutrl.rebrac.Networks] of optax transformations, or `None` to act only.
 
     **Returns:** the [`State`][shortcutrl.rebrac.State]. It shares no array with `networks`, so it may be donated.
 
@@ -276,7 +276,7 @@ def update(
     batch: Transition,
     *,
     config: Config,
-    optimizers: tuple[Any, ...] | list[Any],
+    optimizers: PerNetwork,
     key: PRNGKeyArray,
     critic_loss: Loss = critic_loss,
     policy_loss: Loss = policy_loss,

@@ -20,7 +20,7 @@ from shortcutrl._path import draw_flow_matching, draw_self_consistency
 from shortcutrl._select import best_of
 from shortcutrl._step import rollout_k
 from shortcutrl._typed import typed
-from shortcutrl._types import Actor, Encoder, Integer, Loss, Number, Scalar, Transition
+from shortcutrl._types import Actor, Encoder, Integer, Loss, Number, PerNetwork, Scalar, Transition
 
 
 class Networks(NamedTuple):
@@ -180,7 +180,7 @@ def networks(
 
 
 @typed
-def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: tuple[Any, ...] | list[Any]) -> State:
+def init(networks: PerNetwork, *, config: Config, optimizers: PerNetwork | None) -> State:
     """Start training: copy the networks, make their averages equal to them, and make new optimizer states.
 
     **Arguments:**
@@ -188,7 +188,8 @@ def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: t
     - `networks`: [`Networks`][shortcutrl.sorl.Networks]: callable pytrees, such as Equinox Modules, with any leaves.
     - `config`: static.
     - `optimizers`: [`Networks`][shortcutrl.sorl.Networks] of optax transformations, such as
-      [`OPTIMIZERS`][shortcutrl.sorl.OPTIMIZERS].
+      [`OPTIMIZERS`][shortcutrl.sorl.OPTIMIZERS]. With `None`, the state has `None` for the states of the optimizers: it
+      can load a checkpoint and act, but not be updated.
 
     **Returns:** the [`State`][shortcutrl.sorl.State]. It shares no array with `networks`, so it may be donated.
 
@@ -313,7 +314,7 @@ def update(
     batch: Transition,
     *,
     config: Config,
-    optimizers: tuple[Any, ...] | list[Any],
+    optimizers: PerNetwork,
     key: PRNGKeyArray,
     jumps_key: PRNGKeyArray | None = None,
     critic_loss: Loss = critic_loss,

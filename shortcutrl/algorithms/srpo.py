@@ -28,7 +28,7 @@ from shortcutrl._call import q_of
 from shortcutrl._diffusion import denoising_loss, score_distillation_loss, vp_schedule
 from shortcutrl._improve import q_loss
 from shortcutrl._typed import typed
-from shortcutrl._types import Actor, Encoder, Integer, Loss, Number, Scalar, Transition
+from shortcutrl._types import Actor, Encoder, Integer, Loss, Number, PerNetwork, Scalar, Transition
 
 
 class Networks(NamedTuple):
@@ -178,14 +178,14 @@ def networks(
 
 
 @typed
-def init(networks: tuple[Any, ...] | list[Any], *, config: Config, optimizers: tuple[Any, ...] | list[Any]) -> State:
+def init(networks: PerNetwork, *, config: Config, optimizers: PerNetwork | None) -> State:
     """Start training: copy the networks, make the critic's average equal to it, and make new optimizer states.
 
     **Arguments:**
 
     - `networks`: [`Networks`][shortcutrl.srpo.Networks]: callable pytrees, such as Equinox Modules, with any leaves.
     - `config`: static.
-    - `optimizers`: [`Networks`][shortcutrl.srpo.Networks] of optax transformations.
+    - `optimizers`: [`Networks`][shortcutrl.srpo.Networks] of optax transformations, or `None` to act only.
 
     **Returns:** the [`State`][shortcutrl.srpo.State]. It shares no array with `networks`, so it may be donated.
 
@@ -317,7 +317,7 @@ def update(
     batch: Transition,
     *,
     config: Config,
-    optimizers: tuple[Any, ...] | list[Any],
+    optimizers: PerNetwork,
     key: PRNGKeyArray,
     value_loss: Loss = value_loss,
     critic_loss: Loss = critic_loss,
