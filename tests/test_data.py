@@ -351,6 +351,8 @@ def test_actions_that_policies_learn_slowly_are_told():
         data.from_arrays(**fields(actions=action))
     data.from_arrays(**fields(actions=action), rescale=False)
     data.from_arrays(**fields(actions=action, action_range=(-0.1, 0.1)), rescale=True)
+    with pytest.warns(UserWarning, match=r"`actions` reach only 0.1 times the ends of `action_range`, .* another unit"):
+        data.from_arrays(**fields(actions=action, action_range=(-1, 1)), rescale=True)
     with pytest.warns(UserWarning, match=r"`actions` reach only 0.19"):
         data.from_arrays(**fields(actions=1.9 * action))
     data.from_arrays(**fields(actions=2.1 * action))
@@ -368,6 +370,19 @@ def test_images_with_channels_first_are_told():
     others = [np.zeros((4, *shape), np.uint8) for shape in ((3, 8, 3), (3, 4, 8), (8, 16, 16), (3, 8))]
     for other in (np.moveaxis(images, 1, -1), images.astype(np.float32), *others):
         data.from_arrays(**fields(observations={"wrist": other}))
+
+
+def test_successors_that_are_never_the_next_observation_are_told():
+    """Such as those that were not scaled: then each row would silently be an episode."""
+    obs = np.arange(6.0)[:, None]
+    arrays = {"observations": obs, "actions": obs / 6, "rewards": obs[:, 0], "terminals": np.arange(6) == 5}
+    data.from_arrays(**arrays, next_observations=obs + 1)
+    half = np.where(np.arange(6) % 2, 2, 1)[:, None]
+    data.from_arrays(**arrays, next_observations=obs + half)  # as many as not
+    with pytest.warns(UserWarning, match=r"of the next row in 5 of 5 rows without a terminal state.* Scale both alike"):
+        dataset = data.from_arrays(**arrays, next_observations=obs + 2)
+    assert dataset.episode_end.all()
+    data.from_arrays(**arrays, next_observations=obs + 2, timeouts=np.ones(6))
 
 
 def test_episodes_that_may_be_joined_are_told():

@@ -140,7 +140,10 @@ def from_arrays(
             "terminal state. Pass `next_observations`."
         )
     action = _in_range(action, action_range, rescale)
-    for doubt in _doubts(obs, action, rescale, joined=(breaks & ~end).sum()):
+    between = ~terminal[:-1]  # rows that no terminal state and no end of the dataset follows
+    broken = 0 if timeout else (breaks[:-1] & between).sum()
+    doubts = _doubts(obs, action, rescale, joined=(breaks & ~end).sum(), broken=broken, between=between.sum())
+    for doubt in doubts:
         warnings.warn(doubt, stacklevel=5)  # the caller of the function that `typed` wraps
     return jax.tree.map(copied, Dataset(obs, action, reward, (~terminal).astype(np.float32), end, next_obs))
 
@@ -179,8 +182,20 @@ def _in_range(action: np.ndarray, action_range: Any, rescale: bool | None) -> np
     return action
 
 
-def _doubts(obs: Obs, action: np.ndarray, rescale: bool | None, *, joined: int) -> Iterator[str]:
-    """What is probably a mistake. `joined` rows without an end have another successor than the next row."""
+def _doubts(
+    obs: Obs, action: np.ndarray, rescale: bool | None, *, joined: int, broken: int, between: int
+) -> Iterator[str]:
+    """What is probably a mistake.
+
+    `joined` rows without an end have another successor than the next row. So have `broken` of the `between` rows that
+    are not terminal, and are ends for that reason.
+    """
+    if broken > between / 2:
+        yield (
+            f"`next_observations` are not the `observations` of the next row in {broken} of {between} rows without a "
+            "terminal state, so each of them ends an episode. Scale both alike and keep rows in order; if rows are "
+            "single steps, say so by `timeouts` of ones."
+        )
     if joined:
         yield (
             f"`next_observations` are not the `observations` of the next row in {joined} rows where no episode ends. "
@@ -191,6 +206,11 @@ def _doubts(obs: Obs, action: np.ndarray, rescale: bool | None, *, joined: int) 
         yield (
             f"`actions` reach {largest:g}, but policies act in [-1, 1] by default. Pass `rescale=True`, or "
             "`rescale=False` to train with another `clip`."
+        )
+    if rescale and 0 < largest < SMALL:
+        yield (
+            f"`actions` reach only {largest:g} times the ends of `action_range`, but flow policies learn such actions "
+            "slowly. If the actions have another unit than `action_range`, convert one of them."
         )
     if rescale is None and 0 < largest < SMALL:
         yield (

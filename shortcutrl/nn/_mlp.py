@@ -103,7 +103,8 @@ def as_vector(name: str, value: Any, size: int) -> Float[Array, " size"]:
         other = " For anything else, pass an `encoder`." if name == "obs" else ""
         raise TypeError(f"`{name}` must be {expected} Convert it to float32; for a batch use `jax.vmap`.{other}")
     if len(value) != size:
-        raise ValueError(f"`{name}` must have shape ({size},), which the network was made for, got {value.shape}.")
+        verb = "return" if name == "encoder" else "have"
+        raise ValueError(f"`{name}` must {verb} shape ({size},), which the network was made for, got {value.shape}.")
     return _checks.as_array(value)
 
 
