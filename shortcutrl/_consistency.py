@@ -63,7 +63,7 @@ def noise_level(position: ScalarLike) -> Scalar:
     _checks.check_range("position", position, 0, 1)
     dtype = jnp.result_type(position, 1.0)
     u = jnp.asarray(position, jnp.promote_types(dtype, jnp.float32))  # the power magnifies rounding
-    return jnp.clip((LOW + u * (HIGH - LOW)) ** RHO, SMALLEST_LEVEL, LARGEST_LEVEL).astype(dtype)
+    return ((LOW + u * (HIGH - LOW)) ** RHO).astype(dtype)
 
 
 @typed

@@ -147,6 +147,8 @@ def step(kind: Any, state: Any, optimizers: Any, **grads: Any) -> Any:
         optimizer, network = getattr(optimizers, name), getattr(state, name)
         opt_state = getattr(state, f"{name}_opt_state")
         params = parameters(network)
+        if opt_state is None:
+            raise ValueError(f"`state.{name}_opt_state` is None: the state was made without `optimizers`, to act only.")
         if not _alike(jax.eval_shape(optimizer.init, params), opt_state):
             raise ValueError(
                 f"`state.{name}_opt_state` belongs to another optimizer than `optimizers.{name}`, or to another "

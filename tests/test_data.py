@@ -351,8 +351,11 @@ def test_actions_that_policies_learn_slowly_are_told():
         data.from_arrays(**fields(actions=action))
     data.from_arrays(**fields(actions=action), rescale=False)
     data.from_arrays(**fields(actions=action, action_range=(-0.1, 0.1)), rescale=True)
-    with pytest.warns(UserWarning, match=r"`actions` reach only 0.1 times the ends of `action_range`, .* another unit"):
-        data.from_arrays(**fields(actions=action, action_range=(-1, 1)), rescale=True)
+    moved = action * [[1], [-1], [0], [1]]
+    for other, share in (((-1, 1), "10.00%"), ((-0.5, 254.5), "0.08%")):
+        with pytest.warns(UserWarning, match=f"`actions` use at most {share} of `action_range`, .* another unit"):
+            data.from_arrays(**fields(actions=moved, action_range=other), rescale=True)
+    data.from_arrays(**fields(actions=0 * action + 0.55, action_range=(0, 1)), rescale=True)  # no unit fits better
     with pytest.warns(UserWarning, match=r"`actions` reach only 0.19"):
         data.from_arrays(**fields(actions=1.9 * action))
     data.from_arrays(**fields(actions=2.1 * action))
@@ -378,8 +381,9 @@ def test_successors_that_are_never_the_next_observation_are_told():
     arrays = {"observations": obs, "actions": obs / 6, "rewards": obs[:, 0], "terminals": np.arange(6) == 5}
     data.from_arrays(**arrays, next_observations=obs + 1)
     half = np.where(np.arange(6) % 2, 2, 1)[:, None]
-    data.from_arrays(**arrays, next_observations=obs + half)  # as many as not
-    with pytest.warns(UserWarning, match=r"of the next row in 5 of 5 rows without a terminal state.* Scale both alike"):
+    data.from_arrays(**arrays, next_observations=obs + half)  # fewer than half
+    data.from_arrays(**arrays | {"terminals": np.arange(6) > 0}, next_observations=obs + 2)  # one that is not terminal
+    with pytest.warns(UserWarning, match=r"of the next row in 5 of 6 rows, .* Scale both alike"):
         dataset = data.from_arrays(**arrays, next_observations=obs + 2)
     assert dataset.episode_end.all()
     data.from_arrays(**arrays, next_observations=obs + 2, timeouts=np.ones(6))

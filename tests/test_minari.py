@@ -79,7 +79,9 @@ def store(name, episodes, *, observations=None, actions=None, env=None):
 def walk(first, steps, *, terminated, observe=lambda i: np.full(2, i, np.float32)):
     """Steps that count: the observation, the action and the reward of step i come from i."""
     numbers = range(first, first + steps)
-    return [(observe(i), np.float32([i / 100, 0.5]), float(i), terminated) for i in numbers], observe(first + steps)
+    return [(observe(i), np.full(2, i / 100, np.float32), float(i), terminated) for i in numbers], observe(
+        first + steps
+    )
 
 
 def recorded(name):

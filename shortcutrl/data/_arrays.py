@@ -81,8 +81,8 @@ def check_leaves(name: str, tree: Any) -> None:
     if not leaves:
         raise TypeError(f"`{name}` holds no array, got {show(tree)}. Pass an array or a pytree of arrays.")
     for path, leaf in leaves:
-        if isinstance(tree, list | tuple) and isinstance(leaf, int | float):  # not meant as a pytree
-            check_array(name, tree)
+        if not any(isinstance(leaf, jax.Array | np.ndarray) for _, leaf in leaves) and isinstance(tree, list | tuple):
+            check_array(name, tree)  # numbers, not meant as a pytree
         check_array(path, leaf)
 
 

@@ -79,14 +79,15 @@ def from_arrays(
     - `terminals` or `terminations`: shape `(rows,)`; 1 where the step ended in a terminal state, else 0.
     - `timeouts` or `truncations`: shape `(rows,)`; 1 where the episode ended for another reason, else 0. Without them,
       an episode ends at a terminal state and wherever `next_observations`, if given, are not those of the next row. A
-      warning says so if there are such rows, but all timeouts are 0.
+      warning says so if most rows are such ends, or if there are such rows, but all timeouts are 0. For rows that are
+      single steps, pass ones.
     - `next_observations`: like `observations`, the observation after each step. If they are `None`, the observation
       after a step is that of the next row, and a row that ends an episode by a timeout is never sampled.
     - `action_range`: `(low, high)`, two numbers, or two arrays, lists or tuples of shape `(action,)`.
     - `rescale`: whether to map the actions from `action_range` to [-1, 1], by
       [`ActionScale`][shortcutrl.data.ActionScale]. By default not, with a warning if actions lie outside [-1, 1], the
       default `clip` of the algorithms, or if all are smaller than 0.2: policies would not reach them, or learn them
-      slowly. `False` gives no warning.
+      slowly. `True` gives a warning if they use less than a fifth of `action_range`, and `False` none.
     - `ignored`: D4RL's `infos/...` and `metadata/...`. Other names are refused.
 
     **Returns:** the [`Dataset`][shortcutrl.data.Dataset]. A warning says so if images seem to have channels first.
@@ -140,10 +141,8 @@ def from_arrays(
             "terminal state. Pass `next_observations`."
         )
     action = _in_range(action, action_range, rescale)
-    between = ~terminal[:-1]  # rows that no terminal state and no end of the dataset follows
-    broken = 0 if timeout else (breaks[:-1] & between).sum()
-    doubts = _doubts(obs, action, rescale, joined=(breaks & ~end).sum(), broken=broken, between=between.sum())
-    for doubt in doubts:
+    broken = 0 if timeout else (breaks & ~terminal)[:-1].sum()
+    for doubt in _doubts(obs, action, rescale, joined=(breaks & ~end).sum(), broken=broken):
         warnings.warn(doubt, stacklevel=5)  # the caller of the function that `typed` wraps
     return jax.tree.map(copied, Dataset(obs, action, reward, (~terminal).astype(np.float32), end, next_obs))
 
@@ -182,19 +181,16 @@ def _in_range(action: np.ndarray, action_range: Any, rescale: bool | None) -> np
     return action
 
 
-def _doubts(
-    obs: Obs, action: np.ndarray, rescale: bool | None, *, joined: int, broken: int, between: int
-) -> Iterator[str]:
+def _doubts(obs: Obs, action: np.ndarray, rescale: bool | None, *, joined: int, broken: int) -> Iterator[str]:
     """What is probably a mistake.
 
-    `joined` rows without an end have another successor than the next row. So have `broken` of the `between` rows that
-    are not terminal, and are ends for that reason.
+    `joined` rows without an end have another successor than the next row. `broken` rows are an end for that reason.
     """
-    if broken > between / 2:
+    if broken > len(action) / 2:
         yield (
-            f"`next_observations` are not the `observations` of the next row in {broken} of {between} rows without a "
-            "terminal state, so each of them ends an episode. Scale both alike and keep rows in order; if rows are "
-            "single steps, say so by `timeouts` of ones."
+            f"`next_observations` are not the `observations` of the next row in {broken} of {len(action)} rows, so "
+            "each of these rows ends an episode. Scale both alike and keep rows in order; if rows are single steps, "
+            "say so by `timeouts` of ones."
         )
     if joined:
         yield (
@@ -207,10 +203,10 @@ def _doubts(
             f"`actions` reach {largest:g}, but policies act in [-1, 1] by default. Pass `rescale=True`, or "
             "`rescale=False` to train with another `clip`."
         )
-    if rescale and 0 < largest < SMALL:
+    if rescale and 0 < (used := np.ptp(action, axis=0).max() / 2) < SMALL:
         yield (
-            f"`actions` reach only {largest:g} times the ends of `action_range`, but flow policies learn such actions "
-            "slowly. If the actions have another unit than `action_range`, convert one of them."
+            f"`actions` use at most {used:.2%} of `action_range`, but flow policies learn such actions slowly. If the "
+            "actions have another unit than `action_range`, convert one of them."
         )
     if rescale is None and 0 < largest < SMALL:
         yield (

@@ -103,7 +103,7 @@ def add_step(
     **Returns:** the [`Replay`][shortcutrl.data.Replay] with the step.
 
     **Raises:** `ValueError` for an observation or an action that is not like those of the buffer. Outside of `jit`,
-    also for values of NumPy, and a reward, that are not finite or that JAX's dtype cannot hold.
+    also for values of NumPy, and a reward, that are not finite or that the buffer's dtype cannot hold.
 
     !!! Example
 

@@ -4,6 +4,7 @@ Download a dataset by `minari download NAME`, and list those that exist by `mina
 """
 
 import os
+import warnings
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -65,7 +66,9 @@ def load(name: str, *, rescale: bool = True) -> Task:
     try:
         episodes = [_rows(stored, episode) for episode in stored.iterate_episodes() if len(episode.rewards)]
         columns = jax.tree.map(lambda *parts: np.concatenate(parts), *episodes)
-        dataset = from_arrays(**columns, action_range=(space.low, space.high), rescale=rescale)
+        with warnings.catch_warnings():  # the range is the environment's, not a mistake of the user
+            warnings.filterwarnings("ignore", "`actions` use at most")
+            dataset = from_arrays(**columns, action_range=(space.low, space.high), rescale=rescale)
     except ImportError as error:
         raise ImportError(f"{error}. For {name!r}: pip install 'shortcutrl[minari]'") from error
     except Exception as error:
