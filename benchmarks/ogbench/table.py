@@ -7,6 +7,7 @@ Agarwal and others (arXiv 2108.13264). Success is in percent; higher is better.
 """
 
 import csv
+import itertools
 import json
 import sys
 from collections import defaultdict
@@ -146,7 +147,8 @@ def markdown(scores: Scores, table: list[dict[str, Any]], resamples: int, notes:
         both = cells.get((method, "all"))
         middle = _estimate(both["iqm"], both["iqm_low"], both["iqm_high"]) if both else "missing"
         lines.append(f"| {method} | " + " | ".join(shown) + f" | {middle} |")
-    better = [f"| {x} | " + " | ".join(_improvement(scores[x], scores[y], resamples) for y in scores) for x in scores]
+    pairs = _improvements(scores, resamples)
+    better = [f"| {x} | " + " | ".join("" if x == y else pairs.get((x, y), "missing") for y in scores) for x in scores]
     seeds = sorted({len(by_task[0]) for by_task in compared.values()})
     if compared:
         text = f"`all` is over {', '.join(common_tasks(scores))}, which all methods have, with the first "
@@ -178,14 +180,16 @@ def _cell(row: dict[str, Any] | None) -> str:
     return f"{_estimate(row['mean'], row['low'], row['high'])}, n={row['runs']}{known}"
 
 
-def _improvement(x: dict[str, np.ndarray], y: dict[str, np.ndarray], resamples: int) -> str:
-    if x is y:
-        return ""
-    if not (shared := [task for task in x if task in y]):
-        return "missing"
-    tasks = [method[task] for method in (x, y) for task in shared]
-    low, high = interval(tasks, improvement, resamples)
-    return f"{improvement(tasks):.2f}" + ("" if np.isnan(low) else f" ({low:.2f} to {high:.2f})")
+def _improvements(scores: Scores, resamples: int) -> dict[tuple[str, str], str]:
+    """For each pair of methods with a shared task, what `improvement` is, with its interval."""
+    found = {}
+    for x, y in itertools.combinations(scores, 2):
+        if shared := [task for task in scores[x] if task in scores[y]]:
+            tasks = [scores[method][task] for method in (x, y) for task in shared]
+            value, (low, high) = improvement(tasks), interval(tasks, improvement, resamples)
+            for pair, (middle, *ends) in (((x, y), (value, low, high)), ((y, x), (1 - value, 1 - high, 1 - low))):
+                found[pair] = f"{middle:.2f}" + ("" if np.isnan(low) else " ({:.2f} to {:.2f})".format(*ends))
+    return found
 
 
 def _estimate(value: float, low: float, high: float) -> str:
