@@ -1,12 +1,15 @@
 """Settings of the suite: float64 for the oracles, no implicit broadcasting, warnings as errors."""
 
 import os
+import sys
 from pathlib import Path
 
 import hypothesis
 import jax
 import pytest
 from running import SMOKE, finish, start
+
+SCRIPTS = [Path(__file__).parents[1] / folder for folder in ("examples", "benchmarks", "benchmarks/ogbench")]
 
 FLAGS = "--xla_cpu_parallel_codegen_split_count=1"
 if jax.__version_info__ < (0, 11):  # later versions do not know this flag
@@ -41,6 +44,15 @@ def forget_programs():
     """Each compiled program holds memory maps, of which a process may have only so many."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_scripts():
+    """Examples and benchmarks have modules of one name, such as `methods`, which may be imported in one process."""
+    yield
+    for name, module in [*sys.modules.items()]:
+        if Path(getattr(module, "__file__", None) or "").parent in SCRIPTS:
+            del sys.modules[name]
 
 
 @pytest.fixture
