@@ -630,7 +630,6 @@ def test_a_state_of_another_optimizer_is_refused(module):
 
 NOT_OPTIMIZERS = {
     "one": optax.adam(0.1),
-    "None": None,
     "a name": "adam",
     "nine": [optax.adam(0.1)] * 9,
     "a function": optax.adam,
@@ -650,6 +649,8 @@ def test_one_optimizer_for_each_network(module):
         ):
             with pytest.raises(TypeError, match=r"`optimizers(\.\w+)?` must be"):
                 call(bad)
+    with pytest.raises(TypeError, match="`optimizers` must be a tuple, got None"):
+        module.update(state, transitions(), key=KEY, config=small(module), optimizers=None)
 
 
 @every_algorithm
