@@ -463,7 +463,7 @@ def test_each_process_trains_its_share_and_the_table_has_all(table, home, tmp_pa
     rows = {path.stem: path.read_text().splitlines() for path in tmp_path.glob("*.jsonl")}
     seeds = {name: [json.loads(row)["seed"] for row in lines] for name, lines in rows.items()}
     assert seeds == {"agents_0_of_2": [0, 2], "agents_1_of_2": [1]}
-    assert len(table.read(tuple(tmp_path.glob("*.jsonl")))["bc"][ENV]) == 3
+    assert len(table.scores_of(table.read(tuple(tmp_path.glob("*.jsonl"))))["bc"][ENV]) == 3
 
 
 @pytest.mark.slow
